@@ -1,0 +1,1 @@
+"""streamfleet: a work queue on Redis Streams and Valkey Streams."""
