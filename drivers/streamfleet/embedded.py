@@ -1,9 +1,9 @@
 """A real server as a child process: for tests, demonstrations, and ``embedded://`` URLs.
 
-The server listens on the loopback interface only, keeps its files in a directory of its own and is ended by its own
-process id. It is stopped by `EmbeddedServer.stop`, by leaving the ``with`` block, or at the latest when the interpreter
-exits. A Python process that is killed outright (SIGKILL) cannot stop its server: run it under a supervisor that ends
-the process group, or give ``directory=`` and find the process id in ``server.pid`` there.
+The server listens on the loopback interface only, keeps its files in a directory of its own and is ended by
+its own process id. It is stopped by `EmbeddedServer.stop`, by leaving the ``with`` block, or at the latest when
+the interpreter exits. A Python process that is killed outright (SIGKILL) cannot stop its server, which then
+lives on: give ``directory=`` to find the process id in ``server.pid`` there.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class EmbeddedServer:
     """A server of one's own, started at once and ready when the constructor returns.
 
     ``binary``: path of a ``valkey-server`` or ``redis-server``; by default the one of the ``embedded`` extra.
-    ``appendonly`` and ``appendfsync`` decide what survives `kill`; ``directory`` keeps the files after `stop` (a
-    temporary one is removed); ``port``: by default a free one; ``extra``: more options for the server's command line.
+    ``appendonly`` and ``appendfsync`` decide what survives `kill`. ``directory`` keeps the files after `stop`
+    (a temporary one is removed). ``port``: by default a free one. ``extra``: more of the command line.
 
-    Raises MissingExtra when no binary is given and the extra is not installed, EmbeddedServerFailed when the server
-    does not become ready; the message ends with its log.
+    Raises MissingExtra when no binary is given and the extra is not installed, EmbeddedServerFailed when the
+    server does not become ready; the message ends with its log.
     """
 
     def __init__(
@@ -120,7 +120,10 @@ class EmbeddedServer:
         self._alive().send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """Stop the server (SIGTERM, after five seconds SIGKILL) and remove its temporary directory. Idempotent."""
+        """Stop the server (SIGTERM, after five seconds SIGKILL), remove its temporary directory. Idempotent."""
+        # A fork inherits this object, but not the right to end its parent's server.
+        if os.getpid() != self._owner:
+            return
         self._terminate()
         _running.discard(self)
         if self._temporary:
@@ -147,8 +150,7 @@ class EmbeddedServer:
 
     def _terminate(self) -> None:
         process = self._process
-        # A fork inherits this object but not the right to end its parent's server.
-        if process is None or process.poll() is not None or os.getpid() != self._owner:
+        if process is None or process.poll() is not None:
             return
         process.terminate()
         process.send_signal(signal.SIGCONT)  # a suspended server would never see the SIGTERM
@@ -159,7 +161,7 @@ class EmbeddedServer:
             process.wait()
 
     def _start_on(self, port: int | None) -> None:
-        # Between finding a free port and the server's bind somebody else may take it: then another one is tried.
+        # Somebody else may take a port between our finding it free and the server's bind: then try another.
         attempts = START_ATTEMPTS if port is None else 1
         for attempt in range(1, attempts + 1):
             self.port = port or _free_port()
@@ -169,23 +171,15 @@ class EmbeddedServer:
             log = self.log
             if attempt == attempts or "ddress already in use" not in log:
                 raise EmbeddedServerFailed(
-                    f"{self.binary.name} did not become ready on 127.0.0.1:{self.port}; its log:\n{log[-2000:]}"
+                    f"{self.binary.name} did not become ready on port {self.port}; its log:\n{log[-2000:]}"
                 )
 
     def _spawn(self) -> None:
-        arguments = (
-            "--port",
-            str(self.port),
-            "--bind",
-            "127.0.0.1",
-            "--dir",
-            str(self.directory),
-            "--save",
-            "",
-        )
+        address = ("--port", str(self.port), "--bind", "127.0.0.1")
+        files = ("--dir", str(self.directory), "--save", "")
         with (self.directory / "server.log").open("wb") as log:
             self._process = subprocess.Popen(
-                [str(self.binary), *arguments, *self._options],
+                [str(self.binary), *address, *files, *self._options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -246,11 +240,11 @@ def _free_port() -> int:
 
 
 def _read_probe(probe: socket.socket) -> str:
-    """Both replies of the probe. The second is a bulk string whose end its length announces, or an error line."""
+    """Both replies of the probe: a line, and a bulk string (its length comes first) or an error line."""
     data = b""
     while chunk := probe.recv(65536):
         data += chunk
-        first, found, second = data.partition(b"\r\n")
+        _, found, second = data.partition(b"\r\n")
         header, more, body = second.partition(b"\r\n")
         if not found or not more:
             continue
@@ -261,9 +255,7 @@ def _read_probe(probe: socket.socket) -> str:
 
 def _version_of(binary: Path) -> tuple[str, str]:
     """Engine and version as the executable itself says: ``Valkey server v=9.1.2 sha=…``."""
-    text = subprocess.run(
-        [str(binary), "--version"], capture_output=True, text=True, check=True, timeout=10
-    ).stdout
+    text = subprocess.check_output([str(binary), "--version"], text=True, timeout=START_SECONDS)
     version = next((word[2:] for word in text.split() if word.startswith("v=")), "")
     return text.split(" ", 1)[0].lower(), version
 
