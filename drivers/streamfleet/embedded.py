@@ -1,9 +1,9 @@
 """A real server as a child process: for tests, demonstrations, and ``embedded://`` URLs.
 
 The server listens on the loopback interface only, keeps its files in a directory of its own and is ended by
-its own process id. It is stopped by `EmbeddedServer.stop`, by leaving the ``with`` block, or at the latest when
-the interpreter exits. A Python process that is killed outright (SIGKILL) cannot stop its server, which then
-lives on: give ``directory=`` to find the process id in ``server.pid`` there.
+its own process id. It is stopped by `EmbeddedServer.stop`, by leaving the ``with`` block, or at the latest
+when the interpreter exits. A Python process that is killed outright (SIGKILL) cannot stop its server, which
+then lives on: give ``directory=`` to find the process id in ``server.pid`` there.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class EmbeddedServer:
         self._alive().send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """Stop the server (SIGTERM, after five seconds SIGKILL), remove its temporary directory. Idempotent."""
+        """Stop the server (SIGTERM, after 5 s SIGKILL) and remove its temporary directory. Idempotent."""
         # A fork inherits this object, but not the right to end its parent's server.
         if os.getpid() != self._owner:
             return
