@@ -1,0 +1,223 @@
+"""What the drivers on redis-py and on valkey-py share: both libraries come from one root.
+
+The library opens the socket: name resolution, socket options, TLS. Then the socket is taken from it, and
+nothing else of it is used, because above the socket it re-sends commands, reconnects by itself, strips the
+codes from error replies, and costs more time than the server does. Credentials may come from a credential
+provider of the library; they are asked for at each connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import ssl
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, ClassVar, Protocol
+
+from streamfleet.handshake import Greeting
+from streamfleet.resp import Codec, installed_codec
+from streamfleet.socket_connection import SocketConnection
+from streamfleet.stream_connection import StreamConnection
+from streamfleet.tls import client_context
+from streamfleet_core.connection import Capability
+from streamfleet_core.errors import InvalidURL, MissingExtra, NotSent, UsageError, WrongDriver
+from streamfleet_core.urls import ServerURL, parse_url
+
+SCHEMES = ("redis", "rediss", "valkey", "valkeys", "unix")
+
+
+class CredentialProvider(Protocol):
+    """The libraries' credential providers."""
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """A password, or a user's name and password, that are valid now. May block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """Where redis-py and valkey-py differ."""
+
+    module: str
+    base_error: str
+    connect_hook: str
+    """The constructor's argument for what to do instead of logging in."""
+    codec: str
+
+
+class LibraryDriver:
+    """Opens connections by a client library; the base of RedisDriver and ValkeyDriver."""
+
+    name: ClassVar[str]
+    library: ClassVar[Library]
+
+    def __init__(
+        self,
+        url: str | ServerURL,
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        credential_provider: CredentialProvider | None = None,
+        db: int | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        client_name: str | None = None,
+        connect_timeout: float = 5.0,
+        codec: Codec | None = None,
+    ) -> None:
+        if find_spec(self.library.module) is None:
+            raise MissingExtra(f"the {self.name} driver needs 'pip install streamfleet[{self.name}]'")
+        self._server = server_url(url, type(self).__name__)
+        self.url = self._server.safe()
+        self.missing: frozenset[Capability] = frozenset()
+        options = self._server.options
+        self.connect_timeout = float(options.get("timeout", connect_timeout))
+        self._username = self._server.username if username is None else username
+        self._password = self._server.password if password is None else password
+        if credential_provider is not None and (self._username or self._password):
+            raise UsageError(f"{self.url}: give a credential provider, or user name and password, not both")
+        self._provider = credential_provider
+        self._db = self._server.db if db is None else db
+        self._client_name = checked_client_name(client_name or options.get("client_name", ""))
+        self._tls = client_context(options) if ssl_context is None and self._server.tls else ssl_context
+        self._codec = codec or installed_codec(self.library.codec)
+
+    def connect(self, timeout: float) -> SocketConnection:
+        """See `streamfleet_core.connection.Driver.connect`. Name resolution is not bounded by ``timeout``."""
+        timeout = min(timeout, self.connect_timeout)
+        greeting = self._greeting(self._credentials())
+        connection = self._connection("", timeout)
+        if self._tls is not None:
+            connection._wrap_socket_with_ssl = self._wrap  # the libraries take files, not a context
+        try:
+            connection.connect()
+        except (OSError, self._base_error()) as error:
+            raise NotSent(f"cannot connect to {self.url}: {error}") from error
+        # From here on the socket is ours: the library must neither close it nor speak on it.
+        sock, connection._sock = connection._sock, None
+        opened = SocketConnection(sock, self._codec, self.url)
+        opened.greet(greeting, timeout)
+        return opened
+
+    async def connect_async(self, timeout: float) -> StreamConnection:
+        """See `streamfleet_core.connection.AsyncDriver.connect_async`. For asyncio.
+
+        Raises WrongDriver under trio.
+        """
+        if _in_trio():
+            raise WrongDriver(
+                f"{type(self).__name__} serves threads and asyncio; under trio use "
+                f"TrioDriver({self.url!r}) of streamfleet.trio_driver"
+            )
+        timeout = min(timeout, self.connect_timeout)
+        greeting = self._greeting(await self._credentials_async())
+        connection = self._connection(".asyncio", timeout)
+        if self._tls is not None:
+            connection.ssl_context.context = self._tls
+        try:
+            async with asyncio.timeout(timeout):
+                await connection.connect()
+                opened = StreamConnection(connection._writer, self._codec, self.url)
+                connection._writer = None
+        except (OSError, self._base_error()) as error:
+            raise NotSent(f"cannot connect to {self.url}: {error or 'no answer in time'}") from error
+        finally:
+            # What is left behind by a failure or a cancellation would be closed with a warning, and late.
+            if connection._writer is not None:
+                connection._writer.transport.abort()
+            connection._reader = connection._writer = None
+        await opened.greet(greeting, timeout)
+        return opened
+
+    def close(self) -> None:
+        """Nothing to release: connections are closed by those who opened them."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    def _connection(self, flavour: str, timeout: float) -> Any:
+        """A connection object of the library, not yet connected; ``flavour`` is empty or ``.asyncio``."""
+        package = import_module(self.library.module + flavour)
+        retry = import_module(f"{self.library.module}{flavour}.retry").Retry
+        no_backoff = import_module(f"{self.library.module}.backoff").NoBackoff
+        base = import_module(f"{self.library.module}{flavour}.connection").AbstractConnection
+        settings: dict[str, Any] = {
+            "protocol": 2,
+            "retry": retry(no_backoff(), 0),
+            "health_check_interval": 0,
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            self.library.connect_hook: _leave_login_to_us,
+        }
+        # Unix sockets ignore the hook under asyncio, and CLIENT SETINFO before AUTH would be refused.
+        if "driver_info" in inspect.signature(base.__init__).parameters:
+            settings["driver_info"] = None
+        else:
+            settings |= {"lib_name": None, "lib_version": None}
+        if self._server.scheme == "unix":
+            return package.UnixDomainSocketConnection(path=self._server.path, **settings)
+        settings |= {"host": self._server.host, "port": self._server.port, "socket_keepalive": True}
+        return package.Connection(**settings) if self._tls is None else package.SSLConnection(**settings)
+
+    def _wrap(self, sock: Any) -> ssl.SSLSocket:
+        assert self._tls is not None
+        return self._tls.wrap_socket(sock, server_hostname=self._server.host)
+
+    def _base_error(self) -> type[Exception]:
+        error: type[Exception] = getattr(
+            import_module(f"{self.library.module}.exceptions"), self.library.base_error
+        )
+        return error
+
+    def _greeting(self, credentials: tuple[str, ...]) -> Greeting:
+        return Greeting(self.url, credentials, self._db, self._client_name)
+
+    def _credentials(self) -> tuple[str, ...]:
+        if self._provider is None:
+            return fixed_credentials(self._username, self._password)
+        try:
+            return tuple(self._provider.get_credentials())
+        except Exception as error:
+            raise NotSent(f"{self.url}: the credential provider failed: {error!r}") from error
+
+    async def _credentials_async(self) -> tuple[str, ...]:
+        ask = getattr(self._provider, "get_credentials_async", None)
+        if ask is None:
+            return self._credentials()
+        try:
+            return tuple(await ask())
+        except Exception as error:
+            raise NotSent(f"{self.url}: the credential provider failed: {error!r}") from error
+
+
+def server_url(url: str | ServerURL, driver: str) -> ServerURL:
+    """The parsed URL of a server that is reached over a socket. Raises InvalidURL."""
+    server = parse_url(url) if isinstance(url, str) else url
+    if server.scheme not in SCHEMES:
+        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise InvalidURL(f"{driver} takes {known}; for {server.scheme}:// use driver_from_url")
+    return server
+
+
+def checked_client_name(name: str) -> str:
+    """The name, when a server can take it. Raises UsageError."""
+    if not all("!" <= character <= "~" for character in name):
+        raise UsageError(f"client_name {name!r}: only printable ASCII without spaces is possible")
+    return name
+
+
+def fixed_credentials(username: str | None, password: str | None) -> tuple[str, ...]:
+    """What AUTH takes: nothing, a password, or a user's name and password."""
+    if username:
+        return (username, password or "")
+    return (password,) if password else ()
+
+
+def _leave_login_to_us(connection: object) -> None:
+    """Stands in for the library's own login, whose error replies come without their codes."""
+
+
+def _in_trio() -> bool:
+    trio = sys.modules.get("trio")
+    return trio is not None and bool(trio.lowlevel.in_trio_run())
