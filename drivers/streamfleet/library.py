@@ -12,21 +12,19 @@ import asyncio
 import inspect
 import ssl
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, ClassVar, Protocol
 
 from streamfleet.handshake import Greeting
 from streamfleet.resp import Codec, installed_codec
+from streamfleet.settings import settings_for
 from streamfleet.socket_connection import SocketConnection
 from streamfleet.stream_connection import StreamConnection
-from streamfleet.tls import client_context
 from streamfleet_core.connection import Capability
-from streamfleet_core.errors import InvalidURL, MissingExtra, NotSent, UsageError, WrongDriver
-from streamfleet_core.urls import ServerURL, parse_url
-
-SCHEMES = ("redis", "rediss", "valkey", "valkeys", "unix")
+from streamfleet_core.errors import MissingExtra, NotSent, UsageError, WrongDriver
+from streamfleet_core.urls import ServerURL
 
 
 class CredentialProvider(Protocol):
@@ -50,7 +48,7 @@ class Library:
 class LibraryDriver:
     """Opens connections by a client library; the base of RedisDriver and ValkeyDriver."""
 
-    name: ClassVar[str]
+    name: str
     library: ClassVar[Library]
 
     def __init__(
@@ -68,25 +66,31 @@ class LibraryDriver:
     ) -> None:
         if find_spec(self.library.module) is None:
             raise MissingExtra(f"the {self.name} driver needs 'pip install streamfleet[{self.name}]'")
-        self._server = server_url(url, type(self).__name__)
-        self.url = self._server.safe()
+        settings = settings_for(
+            url,
+            type(self).__name__,
+            username=username,
+            password=password,
+            db=db,
+            ssl_context=ssl_context,
+            client_name=client_name,
+            connect_timeout=connect_timeout,
+        )
+        if credential_provider is not None and settings.greeting.credentials:
+            raise UsageError("give a credential provider, or a user name and password, not both")
+        self.url = settings.greeting.url
         self.missing: frozenset[Capability] = frozenset()
-        options = self._server.options
-        self.connect_timeout = float(options.get("timeout", connect_timeout))
-        self._username = self._server.username if username is None else username
-        self._password = self._server.password if password is None else password
-        if credential_provider is not None and (self._username or self._password):
-            raise UsageError(f"{self.url}: give a credential provider, or user name and password, not both")
+        self.connect_timeout = settings.connect_timeout
+        self._server = settings.server
+        self._greeting = settings.greeting
+        self._tls = settings.tls
         self._provider = credential_provider
-        self._db = self._server.db if db is None else db
-        self._client_name = checked_client_name(client_name or options.get("client_name", ""))
-        self._tls = client_context(options) if ssl_context is None and self._server.tls else ssl_context
         self._codec = codec or installed_codec(self.library.codec)
 
     def connect(self, timeout: float) -> SocketConnection:
         """See `streamfleet_core.connection.Driver.connect`. Name resolution is not bounded by ``timeout``."""
         timeout = min(timeout, self.connect_timeout)
-        greeting = self._greeting(self._credentials())
+        greeting = self._current_greeting()
         connection = self._connection("", timeout)
         if self._tls is not None:
             connection._wrap_socket_with_ssl = self._wrap  # the libraries take files, not a context
@@ -100,7 +104,7 @@ class LibraryDriver:
         opened.greet(greeting, timeout)
         return opened
 
-    async def connect_async(self, timeout: float) -> StreamConnection:
+    async def connect_async(self, timeout: float) -> StreamConnection:  # noqa: ASYNC109
         """See `streamfleet_core.connection.AsyncDriver.connect_async`. For asyncio.
 
         Raises WrongDriver under trio.
@@ -111,7 +115,7 @@ class LibraryDriver:
                 f"TrioDriver({self.url!r}) of streamfleet.trio_driver"
             )
         timeout = min(timeout, self.connect_timeout)
-        greeting = self._greeting(await self._credentials_async())
+        greeting = await self._current_greeting_async()
         connection = self._connection(".asyncio", timeout)
         if self._tls is not None:
             connection.ssl_context.context = self._tls
@@ -170,48 +174,22 @@ class LibraryDriver:
         )
         return error
 
-    def _greeting(self, credentials: tuple[str, ...]) -> Greeting:
-        return Greeting(self.url, credentials, self._db, self._client_name)
-
-    def _credentials(self) -> tuple[str, ...]:
+    def _current_greeting(self) -> Greeting:
         if self._provider is None:
-            return fixed_credentials(self._username, self._password)
+            return self._greeting
         try:
-            return tuple(self._provider.get_credentials())
+            return replace(self._greeting, credentials=tuple(self._provider.get_credentials()))
         except Exception as error:
             raise NotSent(f"{self.url}: the credential provider failed: {error!r}") from error
 
-    async def _credentials_async(self) -> tuple[str, ...]:
+    async def _current_greeting_async(self) -> Greeting:
         ask = getattr(self._provider, "get_credentials_async", None)
         if ask is None:
-            return self._credentials()
+            return self._current_greeting()
         try:
-            return tuple(await ask())
+            return replace(self._greeting, credentials=tuple(await ask()))
         except Exception as error:
             raise NotSent(f"{self.url}: the credential provider failed: {error!r}") from error
-
-
-def server_url(url: str | ServerURL, driver: str) -> ServerURL:
-    """The parsed URL of a server that is reached over a socket. Raises InvalidURL."""
-    server = parse_url(url) if isinstance(url, str) else url
-    if server.scheme not in SCHEMES:
-        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-        raise InvalidURL(f"{driver} takes {known}; for {server.scheme}:// use driver_from_url")
-    return server
-
-
-def checked_client_name(name: str) -> str:
-    """The name, when a server can take it. Raises UsageError."""
-    if not all("!" <= character <= "~" for character in name):
-        raise UsageError(f"client_name {name!r}: only printable ASCII without spaces is possible")
-    return name
-
-
-def fixed_credentials(username: str | None, password: str | None) -> tuple[str, ...]:
-    """What AUTH takes: nothing, a password, or a user's name and password."""
-    if username:
-        return (username, password or "")
-    return (password,) if password else ()
 
 
 def _leave_login_to_us(connection: object) -> None:

@@ -39,7 +39,7 @@ class StreamConnection(asyncio.BufferedProtocol):
         if self._transport.is_closing():
             self._broken = "closed by the server"
 
-    async def greet(self, greeting: Greeting, timeout: float) -> None:
+    async def greet(self, greeting: Greeting, timeout: float) -> None:  # noqa: ASYNC109
         """Log in and learn the server's identity, in at most two exchanges of ``timeout`` seconds each.
 
         Raises NotSent or a ServerRefused; the connection is closed then.
@@ -56,7 +56,7 @@ class StreamConnection(asyncio.BufferedProtocol):
             self.close()
             raise
 
-    async def exchange(self, commands: Sequence[Command], timeout: float) -> list[Reply]:
+    async def exchange(self, commands: Sequence[Command], timeout: float) -> list[Reply]:  # noqa: ASYNC109
         """See `AsyncConnection.exchange`. Raises TypeError, with nothing sent, for an unusable argument."""
         payload = self._pack(commands)
         if self._broken or timeout <= 0:

@@ -1,0 +1,87 @@
+"""From a URL to a driver: `driver_from_url`."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from typing import Any, Literal, TypeAlias, overload
+
+from streamfleet_core.connection import AsyncDriver, Driver
+from streamfleet_core.errors import MissingExtra, WrongDriver
+from streamfleet_core.urls import ServerURL, parse_url
+
+Shell: TypeAlias = Literal["sync", "asyncio", "trio"]
+
+ENTRY_POINTS = "streamfleet.drivers"
+"""The entry point group of third parties: name = the URL's scheme, object = a callable that takes the URL."""
+
+
+OWN_SCHEMES = ("redis", "rediss", "valkey", "valkeys", "unix", "memory", "embedded")
+
+
+@overload
+def driver_from_url(url: str, *, shell: Literal["sync"] = "sync") -> Driver: ...
+@overload
+def driver_from_url(url: str, *, shell: Literal["asyncio", "trio"]) -> AsyncDriver: ...
+def driver_from_url(url: str, *, shell: Shell = "sync") -> Driver | AsyncDriver:
+    """The driver for a URL and a shell.
+
+    ``redis``, ``rediss``, ``valkey``, ``valkeys`` and ``unix`` use redis-py or valkey-py, whichever fits the
+    scheme better and is installed; under trio the TrioDriver. ``memory`` is the model server in this process.
+    ``embedded`` starts a server, which ends with the driver's ``close()``. Schemes of third parties are found
+    by their entry points.
+
+    Raises InvalidURL, WrongDriver when the scheme does not serve the shell, MissingExtra when what it needs
+    is not installed, and for ``embedded`` EmbeddedServerFailed.
+    """
+    scheme = url.partition("://")[0] if isinstance(url, str) else ""
+    foreign = _third_party(scheme)
+    driver = foreign(url) if foreign is not None else _own(parse_url(url), shell)
+    wanted = "connect" if shell == "sync" else "connect_async"
+    if not hasattr(driver, wanted):
+        raise WrongDriver(
+            f"the driver for {scheme}:// has no {wanted}(): it does not serve the {shell} shell"
+        )
+    return driver
+
+
+def _third_party(scheme: str) -> Any:
+    """The factory that an installed package registers for a scheme; our own schemes cannot be taken over."""
+    if scheme in OWN_SCHEMES:
+        return None
+    for entry in entry_points(group=ENTRY_POINTS, name=scheme):
+        return entry.load()
+    return None
+
+
+def _own(server: ServerURL, shell: Shell) -> Driver | AsyncDriver:
+    if server.scheme == "memory":
+        from streamfleet.memory import MemoryDriver
+
+        return MemoryDriver(server.host)
+    if server.scheme == "embedded":
+        from streamfleet.embedded_driver import EmbeddedDriver
+
+        return EmbeddedDriver(server.path or None, lambda url: _over_a_socket(parse_url(url), shell))
+    return _over_a_socket(server, shell)
+
+
+def _over_a_socket(server: ServerURL, shell: Shell) -> Driver | AsyncDriver:
+    if shell == "trio":
+        from streamfleet.trio_driver import TrioDriver
+
+        return TrioDriver(server)
+    libraries = ("valkey", "redis") if server.scheme.startswith("valkey") else ("redis", "valkey")
+    for library in libraries:
+        if find_spec(library) is None:
+            continue
+        if library == "redis":
+            from streamfleet.redis import RedisDriver
+
+            return RedisDriver(server)
+        from streamfleet.valkey import ValkeyDriver
+
+        return ValkeyDriver(server)
+    raise MissingExtra(
+        f"{server.scheme}:// needs a client library: 'pip install streamfleet[{libraries[0]}]'"
+    )

@@ -1,0 +1,64 @@
+"""What the drivers over sockets make of a URL and of the arguments that override it."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+
+from streamfleet.handshake import Greeting
+from streamfleet.tls import client_context
+from streamfleet_core.errors import InvalidURL, UsageError
+from streamfleet_core.urls import ServerURL, parse_url
+
+SCHEMES = ("redis", "rediss", "valkey", "valkeys", "unix")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where to connect to and how."""
+
+    server: ServerURL
+    greeting: Greeting
+    """Its credentials are those of the URL and the arguments."""
+    tls: ssl.SSLContext | None
+    connect_timeout: float
+    """Seconds."""
+
+
+def settings_for(
+    url: str | ServerURL,
+    driver: str,
+    *,
+    username: str | None,
+    password: str | None,
+    db: int | None,
+    ssl_context: ssl.SSLContext | None,
+    client_name: str | None,
+    connect_timeout: float,
+) -> Settings:
+    """Settings of a driver class; arguments take precedence over the URL. Raises InvalidURL, UsageError."""
+    server = parse_url(url) if isinstance(url, str) else url
+    if server.scheme not in SCHEMES:
+        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise InvalidURL(f"{driver} takes {known}; for {server.scheme}:// use driver_from_url")
+    name = client_name or server.options.get("client_name", "")
+    if not all("!" <= character <= "~" for character in name):
+        raise UsageError(f"client_name {name!r}: only printable ASCII without spaces is possible")
+    greeting = Greeting(
+        server.safe(),
+        _credentials(
+            server.username if username is None else username,
+            server.password if password is None else password,
+        ),
+        server.db if db is None else db,
+        name,
+    )
+    tls = client_context(server.options) if ssl_context is None and server.tls else ssl_context
+    return Settings(server, greeting, tls, float(server.options.get("timeout", connect_timeout)))
+
+
+def _credentials(username: str | None, password: str | None) -> tuple[str, ...]:
+    """What AUTH takes: nothing, a password, or a user's name and password."""
+    if username:
+        return (username, password or "")
+    return (password,) if password else ()

@@ -1,0 +1,195 @@
+"""The driver for trio, on trio's own streams: ``pip install streamfleet[trio]``."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Sequence
+
+from streamfleet.handshake import FALLBACK, Greeting
+from streamfleet.resp import Codec, ProtocolFault, installed_codec
+from streamfleet.settings import settings_for
+from streamfleet_core.connection import Capability, Command, Reply, ServerError, ServerIdentity
+from streamfleet_core.errors import MissingExtra, NotSent, OutcomeUnknown
+from streamfleet_core.urls import ServerURL
+
+try:
+    import trio
+except ImportError as error:
+    raise MissingExtra("the trio driver needs 'pip install streamfleet[trio]'") from error
+
+READ_BYTES = 1 << 16
+
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+
+class TrioConnection:
+    """Implements `streamfleet_core.connection.AsyncConnection` under trio. Owns the stream from the start."""
+
+    def __init__(self, stream: Stream, codec: Codec, url: str) -> None:
+        self.identity = ServerIdentity(server="unknown", version="0")
+        self._stream = stream
+        transport = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+        self._socket = transport.socket
+        self._pack = codec.pack
+        self._reader = codec.reader()
+        self._url = url
+        self._broken = ""
+        self._scope: trio.CancelScope | None = None
+
+    async def greet(self, greeting: Greeting) -> None:
+        """Log in and learn the server's identity; the caller bounds the time.
+
+        Raises NotSent or a ServerRefused; the connection is closed then.
+        """
+        try:
+            identity = greeting.identity(await self.exchange(greeting.commands(), float("inf")))
+            if identity is None:
+                identity = greeting.fallback_identity(await self.exchange(FALLBACK, float("inf")))
+            self.identity = identity
+        except OutcomeUnknown as error:
+            self.close()
+            raise NotSent(str(error)) from error
+        except BaseException:
+            self.close()
+            raise
+
+    async def exchange(self, commands: Sequence[Command], timeout: float) -> list[Reply]:  # noqa: ASYNC109
+        """See `AsyncConnection.exchange`. Raises TypeError, with nothing sent, for an unusable argument."""
+        payload = self._pack(commands)
+        if self._broken or timeout <= 0:
+            raise NotSent(f"nothing sent to {self._url}: {self._broken or 'no time left'}")
+        replies: list[Reply] = []
+        with trio.CancelScope(deadline=trio.current_time() + timeout) as self._scope:
+            try:
+                await self._stream.send_all(payload)
+                await self._read(replies, len(commands))
+                return replies
+            except (trio.BrokenResourceError, trio.ClosedResourceError, OSError, ProtocolFault) as error:
+                raise self._lost(_reason(error), replies) from error
+            except BaseException:
+                # Cancelled: replies that are still to come would answer the next exchange.
+                self._socket.close()
+                self._broken = self._broken or "cancelled"
+                raise
+            finally:
+                self._scope = None
+        if self._broken == "cancelled":
+            self._broken = f"no answer within {timeout:g} s"
+        raise self._lost(self._broken, replies)
+
+    async def _read(self, replies: list[Reply], expected: int) -> None:
+        receive, feed, gets = self._stream.receive_some, self._reader.feed, self._reader.gets
+        while len(replies) < expected:
+            reply = gets()
+            if reply is not False:
+                replies.append(reply)
+                continue
+            data = await receive(READ_BYTES)
+            if not data:
+                raise ConnectionResetError("closed by the server")
+            feed(data, 0, len(data))
+
+    def _lost(self, why: str, replies: list[Reply]) -> OutcomeUnknown:
+        self._broken = self._broken or why
+        # Why a server hangs up is in the last thing it says: "-ERR max number of clients reached".
+        if replies and isinstance(replies[-1], ServerError):
+            self._broken += f", after saying {replies[-1].message!r}"
+        return OutcomeUnknown(f"lost {self._url}: {self._broken}")
+
+    def interrupt(self) -> None:
+        """See `AsyncConnection.interrupt`."""
+        self._broken = self._broken or "interrupted"
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def close(self) -> None:
+        """See `AsyncConnection.close`."""
+        self._broken = self._broken or "closed"
+        self.interrupt()
+        # Closing the socket is what a stream's aclose does without a farewell, and it does not wait.
+        self._socket.close()
+
+
+class TrioDriver:
+    """Connects under trio to a Redis or Valkey server.
+
+    ``url``: ``redis://``, ``rediss://`` (TLS), ``valkey(s)://`` and ``unix://``. Arguments take precedence
+    over the URL. ``ssl_context``: asks for TLS, and stands instead of the URL's ``ssl_`` options.
+    ``connect_timeout``: the most seconds that a connect may take, whatever its caller allows. ``codec``: a
+    parser other than the fastest installed.
+
+    Raises InvalidURL, and UsageError for an impossible client name.
+    """
+
+    name = "trio"
+    missing: frozenset[Capability] = frozenset()
+
+    def __init__(
+        self,
+        url: str | ServerURL = "redis://localhost:6379",
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        db: int | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        client_name: str | None = None,
+        connect_timeout: float = 5.0,
+        codec: Codec | None = None,
+    ) -> None:
+        settings = settings_for(
+            url,
+            "TrioDriver",
+            username=username,
+            password=password,
+            db=db,
+            ssl_context=ssl_context,
+            client_name=client_name,
+            connect_timeout=connect_timeout,
+        )
+        self.url = settings.greeting.url
+        self.connect_timeout = settings.connect_timeout
+        self._server = settings.server
+        self._greeting = settings.greeting
+        self._tls = settings.tls
+        self._codec = codec or installed_codec()
+
+    async def connect_async(self, timeout: float) -> TrioConnection:  # noqa: ASYNC109
+        """See `streamfleet_core.connection.AsyncDriver.connect_async`."""
+        with trio.move_on_after(min(timeout, self.connect_timeout)):
+            try:
+                stream = await self._open()
+            except (OSError, trio.BrokenResourceError) as error:
+                raise NotSent(f"cannot connect to {self.url}: {_reason(error)}") from error
+            connection = TrioConnection(stream, self._codec, self.url)
+            await connection.greet(self._greeting)
+            return connection
+        raise NotSent(f"cannot connect to {self.url}: no answer in time")
+
+    def close(self) -> None:
+        """Nothing to release: connections are closed by those who opened them."""
+
+    def __repr__(self) -> str:
+        return f"TrioDriver({self.url!r})"
+
+    async def _open(self) -> Stream:
+        server = self._server
+        if server.scheme == "unix":
+            return await trio.open_unix_socket(server.path)
+        plain = await trio.open_tcp_stream(server.host, server.port)
+        # trio itself has set TCP_NODELAY.
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if self._tls is None:
+            return plain
+        stream = trio.SSLStream(plain, self._tls, server_hostname=server.host, https_compatible=True)
+        try:
+            await stream.do_handshake()
+        except BaseException:
+            plain.socket.close()
+            raise
+        return stream
+
+
+def _reason(error: BaseException) -> str:
+    """What happened; trio's own errors hold the text in their cause."""
+    return str(error.__cause__ or error) or type(error).__name__

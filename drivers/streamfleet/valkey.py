@@ -1,0 +1,49 @@
+"""The driver on valkey-py, for threads and asyncio: ``pip install streamfleet[valkey]``."""
+
+from __future__ import annotations
+
+import ssl
+
+from streamfleet.library import CredentialProvider, Library, LibraryDriver
+from streamfleet.resp import Codec
+from streamfleet_core.urls import ServerURL
+
+
+class ValkeyDriver(LibraryDriver):
+    """Connects by valkey-py to a Valkey or Redis server.
+
+    ``url``: ``valkey://``, ``valkeys://`` (TLS), ``unix://``, and ``redis(s)://``. Arguments take precedence
+    over the URL. ``credential_provider``: one of valkey-py's, asked at each connection. ``ssl_context``: asks
+    for TLS, and stands instead of the URL's ``ssl_`` options. ``connect_timeout``: the most seconds that a
+    connect may take, whatever its caller allows. ``codec``: a parser other than the fastest installed.
+
+    Raises MissingExtra without valkey-py, InvalidURL, and UsageError for arguments that exclude each other.
+    """
+
+    name = "valkey"
+    library = Library("valkey", "ValkeyError", "valkey_connect_func", "libvalkey")
+
+    def __init__(
+        self,
+        url: str | ServerURL = "valkey://localhost:6379",
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        credential_provider: CredentialProvider | None = None,
+        db: int | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        client_name: str | None = None,
+        connect_timeout: float = 5.0,
+        codec: Codec | None = None,
+    ) -> None:
+        super().__init__(
+            url,
+            username=username,
+            password=password,
+            credential_provider=credential_provider,
+            db=db,
+            ssl_context=ssl_context,
+            client_name=client_name,
+            connect_timeout=connect_timeout,
+            codec=codec,
+        )
