@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NoReturn
 
-from streamfleet_core.connection import Command, Reply, ServerError
+from streamfleet_core.connection import Argument, Command, Reply, ServerError
 from streamfleet_core.errors import (
     AuthenticationFailed,
     PermissionMissing,
@@ -89,7 +89,8 @@ def abort_cause(error: ServerError) -> ServerError | None:
     return ServerError(cause) if found and cause else None
 
 
-_QUOTED_COMMAND = re.compile(r"'([^']+)'")
+_DENIED_COMMAND = re.compile(r"to run the '([^']+)' command", re.IGNORECASE)
+_UNKNOWN_COMMAND = re.compile(r"unknown (sub)?command.*?['`]([^'`]+)['`]", re.IGNORECASE)
 _SERVER_USER = re.compile(r"NOPERM User (.+?) has no permissions", re.IGNORECASE)
 # Every key of ours matches it, those that start with a hash tag, too.
 _KEY_PATTERN = "~*streamfleet:*"
@@ -107,7 +108,9 @@ def refusal(error: ServerError, command: Command | None, user: str) -> ServerRef
     ``command`` is the one that was refused, when known; inside an EXEC the queued one. Of its arguments only
     the key gets into the message.
     """
-    said = f"The server said: {error.message}"
+    error = abort_cause(error) or error
+    # An old server quotes the arguments of what it does not know, also the password of HELLO.
+    said = f"The server said: {error.message.partition(', with args beginning')[0]}"
     code = error.code
     if code in ("NOAUTH", "WRONGPASS") or "AUTH <password> called without any password" in error.message:
         return AuthenticationFailed(_authentication(code, user, said))
@@ -116,7 +119,7 @@ def refusal(error: ServerError, command: Command | None, user: str) -> ServerRef
     if code == "WRONGTYPE":
         return WrongKeyType(_wrong_type(command, said))
     if classify(error) is ErrorKind.FATAL and code == "ERR":
-        name = _refused_command(error, command)
+        name = _unknown_command(error, command)
         return UnsupportedServer(
             f"the server does not know the command {name}. Redis 6.2 or newer, or Valkey, is needed; "
             f"look also for rename-command in its configuration, or what a hosted service disables. {said}"
@@ -142,14 +145,15 @@ def _authentication(code: str, user: str, said: str) -> str:
 def _permission(error: ServerError, command: Command | None, user: str, said: str) -> str:
     named = _SERVER_USER.search(error.message)
     who = named.group(1) if named else user
-    if "key" in error.message.lower() and not _QUOTED_COMMAND.search(error.message):
+    denied = _DENIED_COMMAND.search(error.message)
+    if denied is None and "key" in error.message.lower():
         key = command_key(command)
         where = f"the key {_shown(key)}" if key is not None else "one of the keys"
         return (
             f"user {who!r} may not access {where} that {_subject(command)} uses; "
             f"an administrator can allow it by ACL SETUSER {who} '{_KEY_PATTERN}'. {said}"
         )
-    name = _refused_command(error, command)
+    name = denied.group(1).upper().replace("|", " ") if denied else _subject(command)
     return (
         f"user {who!r} may not run {name}; "
         f"an administrator can allow it by ACL SETUSER {who} +{name.lower().replace(' ', '|')}. {said}"
@@ -159,25 +163,31 @@ def _permission(error: ServerError, command: Command | None, user: str, said: st
 def _wrong_type(command: Command | None, said: str) -> str:
     key = command_key(command)
     where = f"the key {_shown(key)}" if key is not None else "a key of the queue"
-    wanted = _KEY_TYPES.get(_subject(command)[:1], "string") if command else "another type"
+    wanted = f"not a {_KEY_TYPES.get(_subject(command)[:1], 'string')}" if command else "of another type"
     return (
-        f"{where} holds another type than the {wanted} that {_subject(command)} needs: something else uses "
-        f"the name. Look at it with TYPE, then rename or delete it, or choose another queue name. {said}"
+        f"{where} is {wanted}, as {_subject(command)} needs it: something else uses the name. "
+        f"Look at it with TYPE, then rename or delete it, or choose another queue name. {said}"
     )
 
 
-def _refused_command(error: ServerError, command: Command | None) -> str:
-    quoted = _QUOTED_COMMAND.search(error.message)
-    return quoted.group(1).upper().replace("|", " ") if quoted else _subject(command)
+def _unknown_command(error: ServerError, command: Command | None) -> str:
+    quoted = _UNKNOWN_COMMAND.search(error.message)
+    if quoted is None:
+        return _subject(command)
+    name = quoted.group(2).upper()
+    return f"{_subject(command)} {name}" if quoted.group(1) and command else name
 
 
 def _subject(command: Command | None) -> str:
-    return _shown(command[0]).strip("'").upper() if command else "a command"
+    return _word(command[0]) if command else "a command"
 
 
-def _shown(argument: object) -> str:
-    text = argument.decode(errors="backslashreplace") if isinstance(argument, bytes) else str(argument)
-    return repr(text)
+def _word(argument: Argument) -> str:
+    return (argument.decode("latin-1") if isinstance(argument, bytes) else str(argument)).upper()
+
+
+def _shown(key: bytes | str) -> str:
+    return repr(key.decode(errors="backslashreplace") if isinstance(key, bytes) else key)
 
 
 def command_key(command: Command | None) -> bytes | str | None:
@@ -189,8 +199,8 @@ def command_key(command: Command | None) -> bytes | str | None:
     if name in ("XGROUP", "XINFO", "MEMORY", "OBJECT"):
         at = 2
     elif name in ("XREAD", "XREADGROUP"):
-        words = [str(word if not isinstance(word, bytes) else word.decode("latin-1")) for word in command]
-        at = next((i + 1 for i, word in enumerate(words) if word.upper() == "STREAMS"), 0)
+        first = 4 if name == "XREADGROUP" else 1  # a consumer may be called "streams"
+        at = next((i + 1 for i in range(first, len(command)) if _word(command[i]) == "STREAMS"), 0)
     key = command[at] if 0 < at < len(command) and name not in _KEYLESS else None
     return key if isinstance(key, (bytes, str)) else None
 

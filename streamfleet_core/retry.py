@@ -40,9 +40,9 @@ class RetryPolicy:
         most = self.max_retries
         if most is not None:
             if isinstance(most, bool) or not isinstance(most, int):
-                raise InvalidTask(f"max_retries must be a whole number, or None for ever, got {most!r}")
+                raise InvalidTask(f"max_retries must be a whole number, or None for ever, got {_shown(most)}")
             if not 0 <= most <= MAX_RETRIES:
-                raise InvalidTask(f"max_retries must be 0 to {MAX_RETRIES}, or None, got {most!r:.40}")
+                raise InvalidTask(f"max_retries must be 0 to {MAX_RETRIES}, or None, got {_shown(most)}")
         for name, low, high in (
             ("delay", 0, MAX_DELAY),
             ("factor", 1, 1e6),
@@ -80,12 +80,19 @@ class RetryPolicy:
         task.extra.update(_extra_fields(self))
 
 
+def _shown(value: object) -> str:
+    # Python refuses to write out numbers of some thousand digits.
+    if isinstance(value, int) and abs(value) > 10**20:
+        return "a number of more than 20 digits"
+    return f"{value!r:.40}"
+
+
 def _checked(name: str, value: object, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidTask(f"{name} must be a number, got {type(value).__name__}: {value!r:.40}")
+        raise InvalidTask(f"{name} must be a number, got {type(value).__name__}: {_shown(value)}")
     # Written so that NaN, which compares false with everything, is refused.
     if not low <= value <= high:
-        raise InvalidTask(f"{name} must be from {low:g} to {high:.10g}, got {value!r:.40}")
+        raise InvalidTask(f"{name} must be from {low:g} to {high:.10g}, got {_shown(value)}")
     return float(value)
 
 
