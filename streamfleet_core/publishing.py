@@ -1,0 +1,434 @@
+"""The publish link of a client: duplicate-safe enqueue by the marker (protocol, section 3).
+
+Tasks leave in numbered batches, one in flight at a time:
+
+    MULTI  XADD …  HSET marker s <number>  EXEC      WATCH marker      (one write)
+
+The number is stored by the transaction that stores the tasks. After a broken connection the marker says
+whether the batch in flight was applied. Reading it is not enough, for the old transaction may still arrive:
+so reconnecting writes the marker (HINCRBY), and each transaction runs under a WATCH of it.
+
+Accepted batches are kept for a while. Should the marker go backwards, the server has lost them (a failover,
+a restart without its data), and they are sent again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from streamfleet_core import outcomes, safeguards
+from streamfleet_core.connection import Command, Reply, ServerError, ServerIdentity
+from streamfleet_core.events import EventKind
+from streamfleet_core.keys import RECEIVER_GROUP, QueueKeys, receiver_key
+from streamfleet_core.link import FOREVER, Exchange, Link
+from streamfleet_core.receiving import Receiver
+from streamfleet_core.replies import ErrorKind, classify, parse_time
+from streamfleet_core.submission import Status, Submission
+
+if TYPE_CHECKING:
+    from streamfleet_core.client import ClientMachine
+
+MARKER_REFRESH = 3600.0
+"""Seconds after which the marker's time to live is renewed."""
+
+
+class Stage(Enum):
+    """What the exchange in flight was for."""
+
+    GREET = "announce ourselves at the marker and read it"
+    REGISTER = "create the receiver"
+    PUBLISH = "a batch"
+    CANCEL = "take a task out of the schedule"
+    CLEAN = "remove what is ours"
+
+
+@dataclass(slots=True)
+class Batch:
+    """Tasks that are accepted together or not at all."""
+
+    number: int
+    submissions: list[Submission]
+    accepted_at: float = 0.0
+
+
+class Publisher:
+    """See the module's text."""
+
+    __slots__ = (
+        "_accepted",
+        "_batch",
+        "_buffer",
+        "_cancel_unknown",
+        "_cancels",
+        "_client_id",
+        "_commands",
+        "_kept",
+        "_kept_tasks",
+        "_last",
+        "_machine",
+        "_marker",
+        "_positions",
+        "_queues",
+        "_ready",
+        "_receiver",
+        "_refresh_at",
+        "_resend",
+        "_said_goodbye",
+        "_sent_at",
+        "_stage",
+        "_touched",
+        "link",
+        "receiver_gone",
+    )
+
+    link: Link
+
+    def __init__(
+        self,
+        machine: ClientMachine,
+        client_id: str,
+        marker: bytes,
+        queues: dict[str, QueueKeys],
+        receiver: Receiver,
+    ) -> None:
+        self._machine = machine
+        self._client_id = client_id
+        self._marker = marker
+        self._queues = queues
+        self._receiver = receiver
+        self._buffer: deque[Submission] = deque()
+        self._batch: Batch | None = None
+        """The batch in flight, or whose outcome is unknown."""
+        self._resend: deque[Batch] = deque()
+        """Batches to be sent again, before anything new."""
+        self._kept: deque[Batch] = deque()
+        """Accepted batches, oldest first."""
+        self._kept_tasks = 0
+        self._last = 0
+        """The largest batch number used."""
+        self._accepted = 0
+        """The largest batch number that the server has confirmed."""
+        self._touched = False
+        """Has the server been told anything that is to be removed at the end?"""
+        self._ready = False
+        self._stage = Stage.GREET
+        self._cancels: deque[Submission] = deque()
+        self._cancel_unknown = False
+        self._commands: list[Command] = []
+        self._positions: list[int] = []
+        self._sent_at = 0.0
+        self._refresh_at = 0.0
+        self._said_goodbye = False
+        self.receiver_gone = False
+
+    def add(self, submission: Submission) -> None:
+        """A task was enqueued."""
+        self._buffer.append(submission)
+        if self.link.sleeping:
+            self.link.kick()
+
+    def cancel(self, submission: Submission) -> None:
+        """A task is to be taken out of the schedule."""
+        self._cancels.append(submission)
+        self.link.kick()
+
+    def abandon(self) -> None:
+        """What has not been sent is given up; its submissions say so."""
+        for submission in self._buffer:
+            if submission.status is Status.BUFFERED:
+                self._machine.left_buffer(submission)
+                self._machine.pending -= 1
+                self._machine.resolve(submission, Status.CANCELLED)
+        self._buffer.clear()
+
+    # ---- duty ---------------------------------------------------------------------------------------
+
+    def wanted(self) -> bool:
+        """Connected while there is something to send, and from then on."""
+        return bool(self._touched or self._work())
+
+    def _work(self) -> bool:
+        return bool(self._buffer or self._batch or self._resend or self._cancels)
+
+    def finished(self) -> bool:
+        """See `link.Duty.finished`."""
+        if not self._machine.closing:
+            return False
+        return self._said_goodbye or self._machine.gave_up or not self.wanted()
+
+    def deadline(self) -> float:
+        """See `link.Duty.deadline`."""
+        return FOREVER
+
+    def begin(self, identity: ServerIdentity, now: float) -> None:
+        """See `link.Duty.begin`."""
+        self._ready = False
+
+    def pull(self, now: float) -> Exchange | None:
+        """Greet, register, publish, cancel, or say goodbye: whatever comes next."""
+        self._sent_at = now
+        if not self._ready:
+            return self._greet(now)
+        batch = self._next_batch(now)
+        if batch is not None:
+            if any(s.tracked and not self._receiver.knows(s.keys) for s in batch.submissions):
+                return self._register(now)
+            return self._publish(batch, now)
+        if self._cancels:
+            return self._cancel(self._cancels[0])
+        if self._machine.closing and (self.receiver_gone or not self._receiver.active):
+            return self._clean()
+        return None
+
+    def replies(self, replies: list[Reply], now: float) -> None:
+        """Take the answer in, by stage."""
+        stage = self._stage
+        if stage is Stage.PUBLISH:
+            self._published(replies, now)
+        elif stage is Stage.GREET:
+            self._greeted(replies, now)
+        elif stage is Stage.REGISTER:
+            self._registered(replies, now)
+        elif stage is Stage.CANCEL:
+            self._cancelled(replies, now)
+        else:
+            self._said_goodbye = True
+
+    def lost(self, *, sent: bool, now: float) -> None:
+        """The batch in flight stays as it is: the marker will tell whether it was applied."""
+        self._ready = False
+        if sent and self._stage is Stage.CANCEL:
+            self._cancel_unknown = True
+
+    # ---- greeting -----------------------------------------------------------------------------------
+
+    def _greet(self, now: float) -> Exchange:
+        self._stage = Stage.GREET
+        self._touched = True
+        self._refresh_at = now + MARKER_REFRESH
+        ttl = int(self._machine.config.marker_ttl * 1000)
+        self._commands = [
+            ("HINCRBY", self._marker, "e", 1),
+            ("HGET", self._marker, "s"),
+            ("PEXPIRE", self._marker, ttl),
+            ("TIME",),
+            *safeguards.watch_marker(self._marker),
+        ]
+        return Exchange(self._commands)
+
+    def _greeted(self, replies: list[Reply], now: float) -> None:
+        for command, reply in zip(self._commands, replies, strict=True):
+            if isinstance(reply, ServerError):
+                self._trouble(reply, command, now)
+                return
+        self._machine.clock.observed(parse_time(replies[3]), self._sent_at, now)
+        self._ready = True
+        applied = safeguards.applied_batch(replies[1])
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            if applied >= batch.number:
+                self._confirm(batch, now)
+            else:
+                self._resend.appendleft(batch)
+        if applied < self._accepted:
+            self._regressed(applied)
+        self._last = max(self._last, applied)
+
+    def _regressed(self, applied: int) -> None:
+        """The server has forgotten batches that it had accepted: send those again that are still kept."""
+        missing = [batch for batch in self._kept if batch.number > applied]
+        self._kept = deque(batch for batch in self._kept if batch.number <= applied)
+        self._kept_tasks = sum(len(batch.submissions) for batch in self._kept)
+        for batch in missing:
+            batch.submissions = [s for s in batch.submissions if not s.status.terminal]
+        tasks = sum(len(batch.submissions) for batch in missing)
+        gap = self._accepted - applied - len(missing)
+        self._machine.counts["resent"] += tasks
+        self._machine.counts["regressed"] += 1
+        text = (
+            f"the server has lost accepted tasks (batch {applied} is its last, {self._accepted} was confirmed): "
+            f"sending {tasks:,} tasks again" + (f"; {gap} older batches were not kept" if gap else "")
+        )
+        self._machine.emit(EventKind.MARKER_REGRESSED, text, tasks=tasks, batches_not_kept=gap)
+        self._accepted = applied
+        for batch in missing:
+            self._machine.pending += len(batch.submissions)
+        self._resend.extendleft(reversed(missing))
+        self._receiver.forget()
+
+    # ---- publishing ---------------------------------------------------------------------------------
+
+    def _next_batch(self, now: float) -> Batch | None:
+        if self._batch is not None:
+            return self._batch
+        if self._resend:
+            self._batch = self._resend.popleft()
+            return self._batch
+        submissions = self._gather(now)
+        if not submissions:
+            return None
+        self._last += 1
+        self._batch = Batch(self._last, submissions)
+        return self._batch
+
+    def _gather(self, now: float) -> list[Submission]:
+        """As many buffered tasks as fit one transaction; expired ones end here."""
+        config, buffer, machine = self._machine.config, self._buffer, self._machine
+        server_ms = machine.clock.ms(now)
+        chosen: list[Submission] = []
+        size = 0
+        while buffer and len(chosen) < config.batch_tasks and size < config.batch_bytes:
+            submission = buffer.popleft()
+            if submission.status is not Status.BUFFERED:
+                continue
+            machine.left_buffer(submission)
+            if submission.expires_ms and submission.expires_ms <= server_ms:
+                machine.pending -= 1
+                machine.expire(submission)
+                continue
+            submission.status = Status.SENT
+            size += submission.size
+            chosen.append(submission)
+        return chosen
+
+    def _publish(self, batch: Batch, now: float) -> Exchange:
+        self._stage = Stage.PUBLISH
+        commands: list[Command] = [("MULTI",)]
+        positions: list[int] = []
+        clock = self._machine.clock
+        for submission in batch.submissions:
+            positions.append(len(commands) - 1)
+            if submission.due_at or submission.due_ms:
+                due_ms = submission.due_ms or clock.ms(submission.due_at)
+                commands += outcomes.schedule(submission.keys, submission.id, submission.fields, due_ms)
+            else:
+                commands.append(("XADD", submission.keys.stream, "*", *submission.fields))
+        commands += safeguards.record_batch(self._marker, batch.number)
+        if now >= self._refresh_at:
+            self._refresh_at = now + MARKER_REFRESH
+            commands.append(("PEXPIRE", self._marker, int(self._machine.config.marker_ttl * 1000)))
+        commands.append(("EXEC",))
+        self._positions = positions
+        self._commands = commands
+        return Exchange([*commands, *safeguards.watch_marker(self._marker)])
+
+    def _published(self, replies: list[Reply], now: float) -> None:
+        result = replies[len(self._commands) - 1]
+        batch = self._batch
+        assert batch is not None, "an answer without a batch"
+        if isinstance(result, list):
+            self._batch = None
+            self._confirm(batch, now, result)
+        elif result is None:
+            self._machine.counts["aborted"] += 1
+            self._ready = False
+        else:
+            self._ready = False
+            for command, reply in zip(self._commands, replies, strict=False):
+                if isinstance(reply, ServerError) and classify(reply) is not ErrorKind.ABORTED:
+                    self._trouble(reply, command, now)
+                    return
+            self._trouble(result, ("EXEC",), now)  # type: ignore[arg-type]
+
+    def _confirm(self, batch: Batch, now: float, results: list[Reply] | None = None) -> None:
+        """The server has applied the batch. A single command in it may still have failed (wrong type)."""
+        machine = self._machine
+        self._accepted = max(self._accepted, batch.number)
+        machine.counts["batches"] += 1
+        refused = self._refused_in(batch, results) if results is not None else {}
+        for submission in batch.submissions:
+            why = refused.get(submission.id)
+            if why is None:
+                machine.accepted(submission)
+            else:
+                machine.refused(submission, why)
+        machine.counts["accepted"] += len(batch.submissions) - len(refused)
+        if refused:
+            batch.submissions = [s for s in batch.submissions if s.id not in refused]
+        self._keep(batch, now)
+
+    def _refused_in(self, batch: Batch, results: list[Reply]) -> dict[str, str]:
+        if not any(isinstance(result, ServerError) for result in results):
+            return {}
+        refused: dict[str, str] = {}
+        for submission, position in zip(batch.submissions, self._positions, strict=True):
+            for offset in range(2 if submission.scheduled else 1):
+                error = results[position + offset]
+                if isinstance(error, ServerError):
+                    command = self._commands[position + offset + 1]
+                    refused[submission.id] = str(self.link.explain(error, command))
+        return refused
+
+    def _keep(self, batch: Batch, now: float) -> None:
+        config = self._machine.config
+        batch.accepted_at = now
+        self._kept.append(batch)
+        self._kept_tasks += len(batch.submissions)
+        oldest = now - config.keep_seconds
+        while self._kept and (self._kept_tasks > config.keep_tasks or self._kept[0].accepted_at < oldest):
+            self._kept_tasks -= len(self._kept.popleft().submissions)
+
+    # ---- receiver, schedule, end --------------------------------------------------------------------
+
+    def _register(self, now: float) -> Exchange:
+        """The heartbeat comes before the stream, so that no stream is ever left without a trace."""
+        self._stage = Stage.REGISTER
+        score = self._machine.clock.ms(now)
+        self._commands = [("ZADD", keys.receivers, score, self._client_id) for keys in self._queues.values()]
+        receiver = receiver_key(self._client_id)
+        self._commands.append(("XGROUP", "CREATE", receiver, RECEIVER_GROUP, b"0", "MKSTREAM"))
+        return Exchange(self._commands)
+
+    def _registered(self, replies: list[Reply], now: float) -> None:
+        for command, reply in zip(self._commands, replies, strict=True):
+            if isinstance(reply, ServerError) and classify(reply) is not ErrorKind.GROUP_EXISTS:
+                self._trouble(reply, command, now)
+                return
+        self._receiver.registered(list(self._queues.values()), now)
+
+    def _cancel(self, submission: Submission) -> Exchange:
+        self._stage = Stage.CANCEL
+        keys = submission.keys
+        self._commands = [
+            ("MULTI",),
+            ("ZREM", keys.schedule, submission.id),
+            ("HDEL", keys.scheduled, submission.id),
+            ("SET", keys.moves, self._machine.token()),
+            ("EXEC",),
+        ]
+        return Exchange([*self._commands, *safeguards.watch_marker(self._marker)])
+
+    def _cancelled(self, replies: list[Reply], now: float) -> None:
+        """Removed from the schedule means that it never ran; otherwise it takes its course."""
+        result = replies[len(self._commands) - 1]
+        if isinstance(result, list):
+            submission = self._cancels.popleft()
+            unknown, self._cancel_unknown = self._cancel_unknown, False
+            if result[0] == 1 and not submission.status.terminal:
+                self._machine.resolve(submission, Status.CANCELLED)
+            elif unknown and not submission.status.terminal:
+                submission.error = "the connection broke while it was being cancelled; it has run, or never will"
+                self._machine.resolve(submission, Status.UNKNOWN)
+            elif submission.waiter is not None:
+                self._machine.changed.append(submission)
+            return
+        self._ready = False
+        if isinstance(result, ServerError):
+            self._trouble(result, ("EXEC",), now)
+
+    def _clean(self) -> Exchange:
+        self._stage = Stage.CLEAN
+        receiver = receiver_key(self._client_id)
+        commands: list[Command] = [("DEL", self._marker)]
+        if self._receiver.active:
+            commands += [("ZREM", keys.receivers, self._client_id) for keys in self._queues.values()]
+            commands.append(("DEL", receiver))
+        return Exchange(commands)
+
+    def _trouble(self, error: ServerError, command: Command, now: float) -> None:
+        """Nothing was applied; the marker is read again before anything else."""
+        self._ready = False
+        self.link.trouble(error, command, now)

@@ -1,0 +1,188 @@
+"""The read link of a worker: entries in, with back-pressure (protocol, section 5).
+
+After each (re)connect the consumer's own pending entries come first: an entry whose reply was lost would
+otherwise strand in the PEL of a healthy worker. Then new entries, as many as there is room for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streamfleet_core import safeguards
+from streamfleet_core.connection import Command, Reply, ServerError, ServerIdentity
+from streamfleet_core.events import EventKind
+from streamfleet_core.keys import GROUP
+from streamfleet_core.link import FOREVER, Exchange, Link
+from streamfleet_core.replies import ErrorKind, classify, parse_read
+from streamfleet_core.safeguards import Fence
+from streamfleet_core.state import QueueState
+
+if TYPE_CHECKING:
+    from streamfleet_core.worker import WorkerMachine
+
+HISTORY_PAGE = 100
+"""Entries per read of our own PEL."""
+READ_MARGIN = 5.0
+"""Seconds beyond BLOCK after which a silent server counts as lost."""
+
+
+class Reader:
+    """See the module's text."""
+
+    __slots__ = ("_asked", "_cursors", "_fences", "_heal", "_machine", "_queues", "_sent_at", "link")
+
+    link: Link
+
+    def __init__(self, machine: WorkerMachine, queues: list[QueueState]) -> None:
+        self._machine = machine
+        self._queues = queues
+        self._cursors: dict[str, bytes] = {}
+        """Queues whose history is being read, with the last id seen."""
+        self._heal = False
+        self._asked: list[QueueState] = []
+        """The queues of the history read in flight; empty for a read of new entries."""
+        self._fences: dict[str, Fence] = {}
+        self._sent_at = 0.0
+
+    def room(self) -> int:
+        """How many entries to ask for. Large windows are refilled when half of them is free."""
+        machine = self._machine
+        window = machine.window()
+        room = window - machine.held
+        return room if room > (window - machine.config.concurrency) // 2 else 0
+
+    def reread(self) -> None:
+        """Entries may be in our PEL that we do not know of: read it again before anything new."""
+        cursor = safeguards.first_history_cursor()
+        if cursor is not None:
+            self._cursors = {queue.keys.queue: cursor for queue in self._queues}
+
+    # ---- duty ---------------------------------------------------------------------------------------
+
+    def wanted(self) -> bool:
+        """See `link.Duty.wanted`."""
+        return not self._machine.stopping
+
+    def finished(self) -> bool:
+        """See `link.Duty.finished`."""
+        return self._machine.stopping
+
+    def deadline(self) -> float:
+        """See `link.Duty.deadline`."""
+        return FOREVER
+
+    def begin(self, identity: ServerIdentity, now: float) -> None:
+        """See `link.Duty.begin`."""
+        self.reread()
+
+    def pull(self, now: float) -> Exchange | None:
+        """The next read."""
+        self._sent_at = now
+        self._fences = {queue.keys.queue: queue.fence for queue in self._queues}
+        if self._heal:
+            return Exchange(self._healing())
+        self._asked = [queue for queue in self._queues if queue.keys.queue in self._cursors]
+        if self._asked:
+            return Exchange([self._history(queue) for queue in self._asked])
+        room = self.room()
+        if room <= 0:
+            return None
+        config = self._machine.config
+        count = -(-room // len(self._queues))
+        block = int(config.block * 1000)
+        command: Command = (
+            "XREADGROUP",
+            "GROUP",
+            GROUP,
+            self._machine.consumer,
+            "COUNT",
+            count,
+            "BLOCK",
+            block,
+        )
+        streams = tuple(queue.keys.stream for queue in self._queues)
+        command = (*command, "STREAMS", *streams, *(b">" for _ in streams))
+        return Exchange([command], config.block + READ_MARGIN, blocking=True)
+
+    def replies(self, replies: list[Reply], now: float) -> None:
+        """Take the entries in."""
+        if self._heal:
+            self._healed(replies)
+        elif self._asked:
+            for queue, reply in zip(self._asked, replies, strict=True):
+                self._history_reply(queue, reply, now)
+        else:
+            self._new_entries(replies[0], now)
+
+    def lost(self, *, sent: bool, now: float) -> None:
+        """Whatever a lost reply carried is in our PEL, and `begin` reads that."""
+
+    # ---- parts --------------------------------------------------------------------------------------
+
+    def _history(self, queue: QueueState) -> Command:
+        cursor = self._cursors[queue.keys.queue]
+        head: Command = ("XREADGROUP", "GROUP", GROUP, self._machine.consumer, "COUNT", HISTORY_PAGE)
+        return (*head, "STREAMS", queue.keys.stream, cursor)
+
+    def _history_reply(self, queue: QueueState, reply: Reply, now: float) -> None:
+        if isinstance(reply, ServerError):
+            self._trouble(reply, now)
+            return
+        name = queue.keys.queue
+        entries = parse_read(reply).get(queue.keys.stream, [])
+        if not entries:
+            self._cursors.pop(name, None)
+            return
+        self._cursors[name] = entries[-1][0]
+        self._machine.received(queue, entries, self._fences[name], self._sent_at)
+
+    def _new_entries(self, reply: Reply, now: float) -> None:
+        if isinstance(reply, ServerError):
+            self._trouble(reply, now)
+            return
+        by_stream = {queue.keys.stream: queue for queue in self._queues}
+        for stream, entries in parse_read(reply).items():
+            queue = by_stream[stream]
+            self._machine.received(queue, entries, self._fences[queue.keys.queue], self._sent_at)
+
+    def _trouble(self, error: ServerError, now: float) -> None:
+        kind = classify(error)
+        if kind is ErrorKind.NO_GROUP:
+            self._heal = True
+        elif kind is ErrorKind.UNBLOCKED:
+            return
+        else:
+            self.link.trouble(error, ("XREADGROUP", "GROUP", GROUP, "…", self._queues[0].keys.stream), now)
+
+    def _healing(self) -> list[Command]:
+        """Create missing groups at 0, so that undeleted entries are delivered again.
+
+        Whoever still works on one of them must notice: the fence moves in the same transaction.
+        """
+        commands: list[Command] = []
+        for queue in self._queues:
+            commands.append(("MULTI",))
+            commands.append(("XGROUP", "CREATE", queue.keys.stream, GROUP, b"0", "MKSTREAM"))
+            commands.extend(safeguards.bump_fence(queue.keys.fence, self._machine.token()))
+            commands.append(("EXEC",))
+        return commands
+
+    def _healed(self, replies: list[Reply]) -> None:
+        self._heal = False
+        stride = len(replies) // len(self._queues)
+        for number, queue in enumerate(self._queues):
+            *queued, result = replies[stride * number : stride * (number + 1)]
+            if isinstance(result, ServerError):
+                aborted = next((reply for reply in queued if isinstance(reply, ServerError)), result)
+                self._heal = True
+                self.link.trouble(aborted, ("XGROUP", "CREATE", queue.keys.stream), self._sent_at)
+                return
+            created = result[0] if isinstance(result, list) else None
+            if not isinstance(created, ServerError):
+                self._machine.counts["healed"] += 1
+                text = f"{queue.keys.queue}: consumer group created at the beginning of the stream"
+                self._machine.emit(EventKind.GROUP_HEALED, text, queue=queue.keys.queue)
+            elif classify(created) is not ErrorKind.GROUP_EXISTS:
+                self.link.trouble(created, ("XGROUP", "CREATE", queue.keys.stream), self._sent_at)
+                return
+        self.reread()

@@ -1,0 +1,197 @@
+"""The receive link of a client: notices in, heartbeats out (protocol, section 7).
+
+The receiver is read from a cursor in memory, from its beginning after each (re)connect; notices are deleted
+once they have been handled. So a notice whose delivery was lost is read again, and one that comes twice
+changes nothing, because the first terminal notice of a task counts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streamfleet_core import safeguards
+from streamfleet_core.connection import Command, Reply, ServerError, ServerIdentity
+from streamfleet_core.events import EventKind
+from streamfleet_core.keys import RECEIVER_GROUP, QueueKeys, receiver_key
+from streamfleet_core.link import FOREVER, Exchange, Link
+from streamfleet_core.replies import ErrorKind, classify, parse_read
+from streamfleet_core.submission import Status
+from streamfleet_core.wire import F_RESULT, NoticeType, Notification, Undecodable, decode_notification
+
+if TYPE_CHECKING:
+    from streamfleet_core.client import ClientMachine
+
+PAGE = 500
+"""Notices per read."""
+READ_MARGIN = 5.0
+"""Seconds beyond BLOCK after which a silent server counts as lost."""
+
+STATUS = {
+    NoticeType.COMPLETED: Status.COMPLETED,
+    NoticeType.CANCELLED: Status.CANCELLED,
+    NoticeType.EXPIRED: Status.EXPIRED,
+    NoticeType.ERROR: Status.FAILED,
+}
+
+
+class Receiver:
+    """See the module's text."""
+
+    __slots__ = (
+        "_client_id",
+        "_commands",
+        "_cursor",
+        "_handled",
+        "_known",
+        "_machine",
+        "_next_beat",
+        "_queues",
+        "_repair",
+        "active",
+        "link",
+    )
+
+    link: Link
+
+    def __init__(self, machine: ClientMachine, client_id: str, queues: dict[str, QueueKeys]) -> None:
+        self._machine = machine
+        self._client_id = client_id
+        self._queues = queues
+        self._known: set[str] = set()
+        """Queues whose set of receivers we are in."""
+        self._cursor = b"0"
+        self._handled: list[bytes] = []
+        self._next_beat = 0.0
+        self._repair = False
+        """Create the stream again with the next beat."""
+        self._commands: list[Command] = []
+        self.active = False
+
+    def want(self, link: Link) -> None:
+        """A task is tracked: from now on this client has a receiver."""
+        if not self.active:
+            self.active = True
+            link.kick()
+
+    def knows(self, keys: QueueKeys) -> bool:
+        """May tracked tasks of this queue be sent?"""
+        return keys.queue in self._known
+
+    def registered(self, queues: list[QueueKeys], now: float) -> None:
+        """The publisher has created the receiver and entered it for these queues."""
+        self._known.update(keys.queue for keys in queues)
+        self._next_beat = now + self._machine.config.heartbeat
+        self.link.kick()
+
+    def forget(self) -> None:
+        """The server has lost data, perhaps our receiver too: register again before the next tracked task."""
+        self._known.clear()
+
+    # ---- duty ---------------------------------------------------------------------------------------
+
+    def wanted(self) -> bool:
+        """See `link.Duty.wanted`."""
+        return bool(self._known) and not self.finished()
+
+    def finished(self) -> bool:
+        """At close it stays for as long as tracked tasks are on their way to the server."""
+        machine = self._machine
+        return machine.closing and (machine.pending == 0 or not self.active)
+
+    def deadline(self) -> float:
+        """See `link.Duty.deadline`."""
+        return FOREVER
+
+    def begin(self, identity: ServerIdentity, now: float) -> None:
+        """See `link.Duty.begin`."""
+        self._cursor = b"0"
+        self._handled.clear()
+        self._next_beat = now
+
+    def pull(self, now: float) -> Exchange | None:
+        """Delete what was handled, beat when it is time, read on: in one write."""
+        if not self.wanted():
+            return None
+        config = self._machine.config
+        receiver = receiver_key(self._client_id)
+        commands: list[Command] = []
+        if self._handled:
+            commands.append(("XDEL", receiver, *self._handled))
+            self._handled = []
+        if now >= self._next_beat:
+            self._next_beat = now + config.heartbeat
+            score = self._machine.clock.ms(now)
+            commands += [
+                ("ZADD", self._queues[name].receivers, score, self._client_id) for name in sorted(self._known)
+            ]
+            if self._repair:
+                self._repair = False
+                commands.append(("XGROUP", "CREATE", receiver, RECEIVER_GROUP, b"0", "MKSTREAM"))
+        block = max(0.001, min(config.block, self._next_beat - now))
+        read: Command = (
+            "XREAD",
+            "COUNT",
+            PAGE,
+            "BLOCK",
+            int(block * 1000) or 1,
+            "STREAMS",
+            receiver,
+            self._cursor,
+        )
+        self._commands = [*commands, read]
+        return Exchange(self._commands, block + READ_MARGIN, blocking=True)
+
+    def replies(self, replies: list[Reply], now: float) -> None:
+        """Take notices in; they come before what a beat has to say, for they may be the last ones."""
+        read = replies[-1]
+        if not isinstance(read, ServerError):
+            for entries in parse_read(read).values():
+                for entry_id, fields in entries:
+                    self._cursor = entry_id
+                    self._handled.append(entry_id)
+                    if fields is not None:
+                        self._notice(entry_id, fields)
+        for command, reply in zip(self._commands, replies, strict=True):
+            if isinstance(reply, ServerError):
+                if classify(reply) not in (ErrorKind.GROUP_EXISTS, ErrorKind.UNBLOCKED, ErrorKind.NO_GROUP):
+                    self.link.trouble(reply, command, now)
+                    return
+            elif command[0] == "ZADD" and reply == 1:
+                self._collected(now)
+
+    def lost(self, *, sent: bool, now: float) -> None:
+        """Whatever a lost reply carried is still in the stream, and `begin` reads that from its start."""
+
+    # ---- parts --------------------------------------------------------------------------------------
+
+    def _notice(self, entry_id: bytes, fields: list[bytes]) -> None:
+        machine = self._machine
+        try:
+            notice: Notification = decode_notification(fields)
+        except Undecodable as problem:
+            text = f"notice {entry_id.decode()} cannot be read ({problem}); removed"
+            machine.emit(EventKind.NOT_ACCEPTED, text, entry=entry_id)
+            return
+        submission = machine.tracked.get(notice.task_id)
+        if submission is None:
+            return
+        if not safeguards.notice_counts(submission.status.terminal):
+            machine.counts["repeated_notices"] += 1
+            return
+        machine.counts["notices"] += 1
+        submission.error = notice.error
+        submission.result = notice.extra.get(F_RESULT)
+        machine.resolve(submission, STATUS[notice.type])
+
+    def _collected(self, now: float) -> None:
+        """Others took us for dead: what was notified meanwhile is lost, so nobody may hang on it."""
+        machine = self._machine
+        self._repair = True
+        self._next_beat = now
+        lost = [s for s in machine.tracked.values() if s.status is Status.ACCEPTED and s.keys.queue in self._known]
+        machine.counts["collected"] += 1
+        text = f"this client was taken for dead and its receiver removed; {len(lost)} outcomes may be lost"
+        machine.emit(EventKind.COLLECTED, text, tasks=len(lost))
+        for submission in lost:
+            submission.error = "this client was out of contact for so long that its receiver was removed"
+            machine.resolve(submission, Status.UNKNOWN)

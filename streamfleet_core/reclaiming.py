@@ -1,0 +1,122 @@
+"""Taking over the entries of silent consumers (protocol, section 5).
+
+A consumer's entries are idle when it neither settles nor renews them. Looking consumer by consumer keeps each
+call short, however long the pending entries list is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from streamfleet_core import safeguards
+from streamfleet_core.connection import Command, Reply, ServerError
+from streamfleet_core.events import EventKind
+from streamfleet_core.keys import GROUP
+from streamfleet_core.procedure import Answer, Steps, committed, transaction, trouble
+from streamfleet_core.replies import PendingEntry, parse_entries, parse_flat, parse_pending
+from streamfleet_core.safeguards import UNKNOWN
+from streamfleet_core.state import QueueState
+
+if TYPE_CHECKING:
+    from streamfleet_core.control import Controller
+    from streamfleet_core.worker import WorkerMachine
+
+PAGE = 100
+"""Entries looked at, and claimed, in one call."""
+IDLE_FACTOR = 2.5
+"""How much rarer to look while nobody has pending entries: one that appears then has a whole lease to go."""
+
+
+class Reclaimer:
+    """See the module's text."""
+
+    __slots__ = ("_control", "_machine", "_queues", "consumers", "next_at")
+
+    def __init__(self, machine: WorkerMachine, control: Controller, queues: list[QueueState], now: float) -> None:
+        self._machine = machine
+        self._control = control
+        self._queues = queues
+        self.next_at = now
+        self.consumers: dict[str, list[dict[bytes, Reply]]] = {}
+        """What the server said of each queue's consumers, last time."""
+
+    def reclaim(self, now: float) -> Steps:
+        """Who has pending entries? Which of them are idle? Claim those and move the fence, in one transaction."""
+        config = self._machine.config
+        interval = min(config.scan_interval, config.lease / 2)
+        commands: list[Command] = [("XINFO", "CONSUMERS", queue.keys.stream, GROUP) for queue in self._queues]
+        answer = yield commands
+        self.next_at = answer.now + interval
+        suspects = self._suspects(answer, commands)
+        if not any(row.get(b"pending") for rows in self.consumers.values() for row in rows):
+            self.next_at = answer.now + min(interval * IDLE_FACTOR, config.lease / 2)
+        if not suspects or not safeguards.grace_is_over(self._control.contact_since, answer.now, config.lease):
+            return
+        lease_ms = int(config.lease * 1000)
+        commands = [
+            ("XPENDING", queue.keys.stream, GROUP, "IDLE", lease_ms, "-", "+", PAGE, consumer)
+            for queue, consumer in suspects
+        ]
+        answer = yield commands
+        idle: dict[str, list[PendingEntry]] = {}
+        for (queue, _), command, reply in zip(suspects, commands, answer.replies, strict=True):
+            if isinstance(reply, ServerError):
+                trouble(self._control.link, reply, command, answer.now)
+                continue
+            rows = [row for row in parse_pending(reply) if row.entry_id not in queue.in_flight]
+            idle.setdefault(queue.keys.queue, []).extend(rows)
+        for queue in self._queues:
+            rows = idle.get(queue.keys.queue, [])
+            room = self._room()
+            if rows and room > 0:
+                if len(rows) > room:
+                    self.next_at = answer.now
+                yield from self._claim(queue, rows[:room], lease_ms)
+
+    def _suspects(self, answer: Answer, commands: list[Command]) -> list[tuple[QueueState, bytes]]:
+        suspects: list[tuple[QueueState, bytes]] = []
+        for queue, command, reply in zip(self._queues, commands, answer.replies, strict=True):
+            if isinstance(reply, ServerError):
+                trouble(self._control.link, reply, command, answer.now)
+                self.consumers[queue.keys.queue] = []
+                continue
+            rows = [parse_flat(row) for row in reply] if isinstance(reply, list) else []
+            self.consumers[queue.keys.queue] = rows
+            for row in rows:
+                name, pending = row.get(b"name"), row.get(b"pending")
+                if not isinstance(name, bytes) or not isinstance(pending, int) or not pending:
+                    continue
+                if name != self._machine.consumer or pending > len(queue.in_flight):
+                    suspects.append((queue, name))
+        return suspects
+
+    def _room(self) -> int:
+        """Reclaimed entries go first, so a busy worker takes some too, but never a heap."""
+        machine = self._machine
+        concurrency = machine.config.concurrency
+        free = max(machine.window() - machine.held, 0) + concurrency
+        return min(PAGE, free if machine.held < machine.window() + concurrency else 0)
+
+    def _claim(self, queue: QueueState, rows: list[PendingEntry], lease_ms: int) -> Steps:
+        machine, keys = self._machine, queue.keys
+        ids = [row.entry_id for row in rows]
+        token = machine.token()
+        bump = safeguards.bump_fence(keys.fence, token)
+        commands = transaction([("XCLAIM", keys.stream, GROUP, machine.consumer, lease_ms, *ids), *bump])
+        answer = yield commands
+        results = committed(answer, commands, self._control.link)
+        if results is None:
+            return
+        for command, result in zip(commands[1:-1], results, strict=True):
+            if isinstance(result, ServerError):
+                trouble(self._control.link, result, command, answer.now)
+                return
+        entries = parse_entries(results[0])
+        counts = {row.entry_id: row.deliveries for row in rows}
+        new = machine.received(queue, entries, token if bump else UNKNOWN, answer.sent, counts)
+        if new:
+            owners = Counter(row.consumer.decode(errors="replace") for row in rows)
+            machine.counts["reclaimed"] += new
+            text = f"{keys.queue}: took {new} entries over from {', '.join(owners)}"
+            machine.emit(EventKind.RECLAIMED, text, queue=keys.queue, entries=new, owners=dict(owners))

@@ -1,0 +1,581 @@
+"""The settle link of a worker: outcomes, beats and releases, fenced (protocol, section 4).
+
+Everything that has gathered while one transaction was in flight leaves in the next:
+
+    MULTI  [retry copy | schedule row | dead letter] [notice] …  XACK ids  XDEL ids  [beats] [releases]  EXEC
+    WATCH fences  GET fences                                     (in the same write)
+
+A delivery that is in doubt is verified first, with one XPENDING under the WATCH that is already held.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from streamfleet_core import outcomes, safeguards
+from streamfleet_core.connection import Command, Reply, ServerError, ServerIdentity
+from streamfleet_core.events import EventKind
+from streamfleet_core.keys import GROUP
+from streamfleet_core.link import FOREVER, Exchange, Link
+from streamfleet_core.replies import ErrorKind, classify, parse_pending
+from streamfleet_core.safeguards import UNKNOWN, fence_holds
+from streamfleet_core.state import Delivery, Phase, QueueState, Verdict
+
+if TYPE_CHECKING:
+    from streamfleet_core.worker import WorkerMachine
+
+BATCH = 1000
+"""Deliveries in one transaction."""
+VERIFY_BATCH = 500
+"""Owners asked for in one exchange."""
+RELEASED_IDLE_MS = 7 * 86_400_000
+"""The idle time given to released entries: longer than any lease, so that they are taken at once."""
+LEAN_PAUSE = 1.0
+"""Seconds between attempts to write outcomes that need memory, while the server has none."""
+FAREWELL_PAGE = 1000
+
+
+class Stage(Enum):
+    """What the exchange in flight was for."""
+
+    ARM = "watch the fences and read them"
+    VERIFY = "ask who owns the doubtful entries"
+    COMMIT = "write outcomes, beats and releases"
+    BARE = "end and renew entries without a transaction, because the server is out of memory"
+    RESCUE = "put tasks back whose transfer failed"
+    FAREWELL = "look for what is left in our pending entries list"
+    GOODBYE = "give that back and remove the consumer"
+
+
+class Memory(Enum):
+    """How much of a settlement the server has memory for."""
+
+    ENOUGH = "everything"
+    LEAN = "only outcomes that add nothing"
+    BARE = "not even those in a transaction"
+
+
+@dataclass(slots=True)
+class Commit:
+    """A transaction in the making or in flight. ``marks`` names, for each command, whom it must not fail for."""
+
+    commands: list[Command] = field(default_factory=list)
+    marks: list[Delivery | None] = field(default_factory=list)
+    settled: list[Delivery] = field(default_factory=list)
+    released: list[Delivery] = field(default_factory=list)
+    beats: list[Delivery] = field(default_factory=list)
+    claims: list[int] = field(default_factory=list)
+    """Positions of the beats' XCLAIMs among the commands."""
+    sent_at: float = 0.0
+
+    def add(self, commands: list[Command], mark: Delivery | None = None) -> None:
+        """Append commands."""
+        self.commands.extend(commands)
+        self.marks.extend([mark] * len(commands))
+
+
+class Settler:
+    """See the module's text."""
+
+    __slots__ = (
+        "_armed",
+        "_asked",
+        "_bare",
+        "_bare_sent",
+        "_commit",
+        "_lean_until",
+        "_leftover",
+        "_machine",
+        "_memory",
+        "_next_beat",
+        "_page_full",
+        "_pending",
+        "_queues",
+        "_rescues",
+        "_said_goodbye",
+        "_stage",
+        "_suspect",
+        "controller_gone",
+        "link",
+        "reader_gone",
+    )
+
+    link: Link
+
+    def __init__(self, machine: WorkerMachine, queues: list[QueueState], now: float) -> None:
+        self._machine = machine
+        self._queues = queues
+        self._pending: deque[Delivery] = deque()
+        self._armed = False
+        self._suspect: set[str] = set()
+        """Queues for which a transaction of ours may still arrive: their fence is to be moved first."""
+        self._stage = Stage.ARM
+        self._asked: list[Delivery] = []
+        self._bare: list[tuple[Delivery, bool]] = []
+        self._bare_sent = 0.0
+        self._commit = Commit()
+        self._leftover: list[Command] = []
+        self._page_full = False
+        self._rescues: list[Command] = []
+        self._next_beat = now
+        self._memory = Memory.ENOUGH
+        self._lean_until = 0.0
+        self._said_goodbye = False
+        self.reader_gone = False
+        self.controller_gone = False
+
+    def add(self, delivery: Delivery) -> None:
+        """An outcome was decided, or the delivery is to be given back."""
+        self._pending.append(delivery)
+        if self.link.sleeping:
+            self.link.kick()
+
+    # ---- duty ---------------------------------------------------------------------------------------
+
+    def wanted(self) -> bool:
+        """See `link.Duty.wanted`."""
+        return True
+
+    def finished(self) -> bool:
+        """See `link.Duty.finished`."""
+        return self._said_goodbye or self._machine.gave_up
+
+    def deadline(self) -> float:
+        """See `link.Duty.deadline`."""
+        beat = self._next_beat if any(queue.in_flight for queue in self._queues) else FOREVER
+        return min(beat, self._lean_until) if self._pending and self._memory is not Memory.ENOUGH else beat
+
+    def begin(self, identity: ServerIdentity, now: float) -> None:
+        """See `link.Duty.begin`."""
+        self._armed = False
+
+    def pull(self, now: float) -> Exchange | None:
+        """The next exchange: arm, verify, or commit."""
+        if not self._armed:
+            return self._arm()
+        if self._memory is not Memory.ENOUGH and now >= self._lean_until:
+            self._memory = Memory.ENOUGH
+        if self._rescues:
+            self._stage = Stage.RESCUE
+            return Exchange(list(self._rescues))
+        outcomes_, beats = self._outcomes(), self._due_beats(now)
+        if self._memory is Memory.BARE and (outcomes_ or beats):
+            return self._pull_bare(outcomes_, beats, now)
+        doubtful = [d for d in (*outcomes_, *beats) if not fence_holds(d.fence, d.queue.fence)]
+        if doubtful:
+            return self._verify(doubtful[:VERIFY_BATCH])
+        if outcomes_ or beats:
+            return self._begin_commit(outcomes_, beats, now)
+        if self._machine.stopping and self._may_leave():
+            return self._farewell()
+        return None
+
+    def replies(self, replies: list[Reply], now: float) -> None:
+        """Take the answer in, by stage."""
+        stage = self._stage
+        if stage is Stage.COMMIT:
+            self._committed(replies, now)
+        elif stage is Stage.ARM:
+            self._armed_anew(replies, now)
+        elif stage is Stage.VERIFY:
+            self._verified(replies, now)
+        elif stage is Stage.BARE:
+            self._ended_bare(replies, now)
+        elif stage is Stage.RESCUE:
+            self._rescued(replies, now)
+        elif stage is Stage.FAREWELL:
+            self._farewell_reply(replies)
+        else:
+            self._stage = Stage.ARM
+            self._said_goodbye = not self._page_full
+
+    def lost(self, *, sent: bool, now: float) -> None:
+        """The outcome of what was in flight is unknown, unless nothing was sent."""
+        self._armed = False
+        for queue in self._queues:
+            queue.fence = UNKNOWN
+        if self._stage is Stage.COMMIT:
+            self._take_back(self._commit, doubtful=sent)
+        elif self._stage is Stage.BARE and sent:
+            for delivery, ends in self._bare:
+                delivery.doubt()
+                delivery.maybe_applied = ends
+        elif self._stage in (Stage.FAREWELL, Stage.GOODBYE):
+            self._leftover = []
+        self._stage = Stage.ARM
+
+    # ---- arming -------------------------------------------------------------------------------------
+
+    def _arm(self) -> Exchange:
+        self._stage = Stage.ARM
+        commands: list[Command] = []
+        for queue in self._queues:
+            if queue.keys.queue in self._suspect:
+                commands += safeguards.self_invalidate(queue.keys.fence, self._machine.token())
+        return Exchange([*commands, *self._watch_and_get()])
+
+    def _watch_and_get(self) -> list[Command]:
+        """WATCH before GET, so that the value read is the value watched."""
+        fences = [queue.keys.fence for queue in self._queues]
+        return [safeguards.watch_fences(fences), *(("GET", fence) for fence in fences)]
+
+    def _armed_anew(self, replies: list[Reply], now: float) -> None:
+        watched = len(self._queues) + 1
+        for reply in replies[:-watched]:
+            if isinstance(reply, ServerError):
+                self._server_says_no(reply, ("SET",), now)
+                return
+        self._suspect.clear()
+        self._rearmed(replies[-watched:], now)
+
+    def _rearmed(self, replies: list[Reply], now: float) -> None:
+        for reply in replies:
+            if isinstance(reply, ServerError):
+                self._armed = False
+                self._server_says_no(reply, ("WATCH",), now)
+                return
+        self._armed = True
+        for queue, value in zip(self._queues, replies[1:], strict=True):
+            queue.fence = value if isinstance(value, bytes) else None
+
+    # ---- choosing -----------------------------------------------------------------------------------
+
+    def _outcomes(self) -> list[Delivery]:
+        """Up to a batch of deliveries to settle or release; those that need memory wait while there is none."""
+        chosen: list[Delivery] = []
+        kept: list[Delivery] = []
+        while self._pending and len(chosen) < BATCH:
+            delivery = self._pending.popleft()
+            if delivery.phase is not Phase.SETTLING and delivery.phase is not Phase.RELEASING:
+                continue
+            if self._memory is not Memory.ENOUGH and self._needs_memory(delivery):
+                kept.append(delivery)
+            else:
+                chosen.append(delivery)
+        self._pending.extendleft(reversed((*chosen, *kept)))
+        return chosen
+
+    @staticmethod
+    def _needs_memory(delivery: Delivery) -> bool:
+        if delivery.verdict in (Verdict.RETRY, Verdict.DEAD):
+            return True
+        return delivery.task is not None and delivery.task.notify and delivery.phase is Phase.SETTLING
+
+    def _due_beats(self, now: float) -> list[Delivery]:
+        """Entries to renew: at each quarter of the lease, all that are older than an eighth."""
+        if now < self._next_beat:
+            return []
+        young = now - self._machine.config.lease / 8
+        return [
+            delivery
+            for queue in self._queues
+            for delivery in queue.in_flight.values()
+            if delivery.leased_from <= young and delivery.phase is not Phase.RELEASING
+        ]
+
+    # ---- verification -------------------------------------------------------------------------------
+
+    def _verify(self, doubtful: list[Delivery]) -> Exchange:
+        self._stage = Stage.VERIFY
+        self._asked = list(dict.fromkeys(doubtful))
+        return Exchange([self._owner_query(delivery) for delivery in self._asked])
+
+    @staticmethod
+    def _owner_query(delivery: Delivery) -> Command:
+        return ("XPENDING", delivery.queue.keys.stream, GROUP, delivery.entry_id, delivery.entry_id, 1)
+
+    def _verified(self, replies: list[Reply], now: float) -> None:
+        for delivery, reply in zip(self._asked, replies, strict=True):
+            if isinstance(reply, ServerError):
+                if classify(reply) is ErrorKind.NO_GROUP:
+                    # The reader heals the group; the entry will be delivered again, to whomever.
+                    self._resolve(delivery, None)
+                    continue
+                self._server_says_no(reply, self._owner_query(delivery), now)
+                return
+            rows = parse_pending(reply)
+            self._resolve(delivery, rows[0].consumer if rows else None)
+
+    def _resolve(self, delivery: Delivery, owner: bytes | None) -> None:
+        """The owner of a doubtful delivery is known: us, others, or nobody because its entry has ended."""
+        self._machine.counts["verified"] += 1
+        if delivery.phase not in (Phase.READY, Phase.RUNNING, Phase.SETTLING, Phase.RELEASING):
+            return
+        if owner == self._machine.consumer:
+            delivery.fence = delivery.queue.fence
+            delivery.maybe_applied = False
+        elif owner is None and delivery.maybe_applied and delivery.phase is Phase.SETTLING:
+            self._settled(delivery)
+        else:
+            self._machine.lost(delivery, owner)
+            self._machine.room_changed(delivery.queue.keys.queue)
+
+    # ---- transactions -------------------------------------------------------------------------------
+
+    def _begin_commit(self, chosen: list[Delivery], beats: list[Delivery], now: float) -> Exchange:
+        commit = self._commit = Commit(sent_at=now)
+        self._stage = Stage.COMMIT
+        for _ in chosen:
+            self._pending.popleft()
+        server_ms = self._machine.clock.ms(now)
+        commit.add([("MULTI",)])
+        ended: dict[str, list[Delivery]] = {}
+        for delivery in chosen:
+            if delivery.phase is Phase.RELEASING:
+                delivery.move(Phase.RETURNING)
+                commit.released.append(delivery)
+                continue
+            delivery.move(Phase.COMMITTING)
+            commit.settled.append(delivery)
+            ended.setdefault(delivery.queue.keys.queue, []).append(delivery)
+            if delivery.verdict is not Verdict.COMPLETED or delivery.task.notify:  # type: ignore[union-attr]
+                commit.add(outcomes.transfer(delivery, server_ms), delivery)
+                commit.add(outcomes.notice(delivery))
+        for deliveries in ended.values():
+            keys = deliveries[0].queue.keys
+            ids = [delivery.entry_id for delivery in deliveries]
+            commit.add([("XACK", keys.stream, GROUP, *ids), ("XDEL", keys.stream, *ids)])
+        self._add_beats(commit, beats, now)
+        self._add_releases(commit)
+        commit.add([("EXEC",)])
+        return Exchange([*commit.commands, *self._watch_and_get()])
+
+    def _add_beats(self, commit: Commit, beats: list[Delivery], now: float) -> None:
+        if now >= self._next_beat:
+            self._next_beat = now + self._machine.config.lease / 4
+        alive = (Phase.READY, Phase.RUNNING, Phase.SETTLING)
+        commit.beats = [delivery for delivery in beats if delivery.phase in alive]
+        for queue in self._queues:
+            ids = [delivery.entry_id for delivery in commit.beats if delivery.queue is queue]
+            if ids:
+                commit.claims.append(len(commit.commands))
+                commit.add([("XCLAIM", queue.keys.stream, GROUP, self._machine.consumer, 0, *ids, "JUSTID")])
+
+    def _add_releases(self, commit: Commit) -> None:
+        """Give entries back: idle for so long that others may take them now, and not counted as delivered."""
+        groups: dict[tuple[bytes, int], list[bytes]] = {}
+        for delivery in commit.released:
+            count = delivery.deliveries if delivery.ran else delivery.deliveries - 1
+            groups.setdefault((delivery.queue.keys.stream, count), []).append(delivery.entry_id)
+        for (stream, count), ids in groups.items():
+            commit.add([self._release(stream, ids, "RETRYCOUNT", count)])
+
+    def _release(self, stream: bytes, ids: list[bytes], *options: str | int) -> Command:
+        claim: Command = ("XCLAIM", stream, GROUP, self._machine.consumer, 0, *ids)
+        return (*claim, "IDLE", RELEASED_IDLE_MS, *options, "JUSTID")
+
+    def _committed(self, replies: list[Reply], now: float) -> None:
+        commit = self._commit
+        size = len(commit.commands)
+        result = replies[size - 1]
+        if isinstance(result, list):
+            self._apply(commit, result)
+        elif result is None:
+            self._machine.counts["aborted"] += 1
+            self._take_back(commit, doubtful=False)
+            for delivery in (*commit.settled, *commit.released, *commit.beats):
+                delivery.doubt()
+        else:
+            self._take_back(commit, doubtful=False)
+            self._refused(commit, replies[:size], now)
+        self._rearmed(replies[size:], now)
+        self._commit = Commit()
+
+    def _apply(self, commit: Commit, results: list[Reply]) -> None:
+        for number, reply in enumerate(results, start=1):
+            if isinstance(reply, ServerError):
+                self._failed_inside(commit, number, reply)
+        self._renewed(commit, results)
+        ended = self._machine.ended
+        for delivery in commit.released:
+            ended(delivery, Phase.RELEASED)
+        if commit.released:
+            self._machine.counts["released"] += len(commit.released)
+            text = f"gave {len(commit.released)} entries back"
+            self._machine.emit(EventKind.RELEASED, text, entries=len(commit.released))
+        for delivery in commit.settled:
+            self._settled(delivery)
+        for queue in self._queues:
+            self._machine.room_changed(queue.keys.queue)
+
+    @staticmethod
+    def _renewed(commit: Commit, results: list[Reply]) -> None:
+        """Entries that a beat did not claim are not pending any more: somebody deleted or acknowledged them."""
+        renewed: set[Reply] = set()
+        for position in commit.claims:
+            reply = results[position - 1]
+            renewed.update(reply if isinstance(reply, list) else ())
+        for delivery in commit.beats:
+            if delivery.entry_id in renewed:
+                delivery.leased_from = commit.sent_at
+            else:
+                delivery.doubt()
+
+    def _settled(self, delivery: Delivery) -> None:
+        machine = self._machine
+        machine.ended(delivery, Phase.SETTLED)
+        verdict = delivery.verdict
+        assert verdict is not None, "settled without a verdict"
+        machine.counts[verdict.value] += 1
+        if verdict is Verdict.RETRY:
+            text = f"attempt failed, next in {delivery.delay_ms} ms: {delivery.error}"
+            machine.emit(EventKind.RETRIED, text, delivery, delay_ms=delivery.delay_ms)
+            if delivery.delay_ms:
+                machine.lane_of(delivery.queue).controller.due_at(self._commit.sent_at + delivery.delay_ms / 1000)
+        elif verdict is Verdict.DEAD:
+            text = f"dead-lettered: {delivery.reason}"
+            machine.emit(EventKind.DEAD_LETTERED, text, delivery, error=delivery.error)
+        elif verdict is Verdict.EXPIRED:
+            machine.emit(EventKind.EXPIRED, "expired before it was started", delivery)
+
+    def _take_back(self, commit: Commit, *, doubtful: bool) -> None:
+        """The transaction was not applied, or (``doubtful``) perhaps was."""
+        for delivery in reversed(commit.settled):
+            delivery.move(Phase.SETTLING)
+            self._pending.appendleft(delivery)
+            if doubtful:
+                delivery.doubt()
+                delivery.maybe_applied = True
+                self._suspect.add(delivery.queue.keys.queue)
+        for delivery in commit.released:
+            delivery.move(Phase.RELEASING)
+            self._pending.append(delivery)
+            if doubtful:
+                delivery.doubt()
+        self._next_beat = min(self._next_beat, commit.sent_at) if commit.beats else self._next_beat
+
+    # ---- trouble ------------------------------------------------------------------------------------
+
+    def _refused(self, commit: Commit, replies: list[Reply], now: float) -> None:
+        """The transaction was refused while it was queued; nothing was applied."""
+        for command, reply in zip(commit.commands, replies, strict=True):
+            if isinstance(reply, ServerError) and classify(reply) is not ErrorKind.ABORTED:
+                self._server_says_no(reply, command, now)
+                return
+        self._server_says_no(replies[-1], ("EXEC",), now)  # type: ignore[arg-type]
+
+    def _server_says_no(self, error: ServerError, command: Command, now: float) -> None:
+        if error.code == "OOM" and self._memory is not Memory.BARE:
+            lean = self._memory is Memory.ENOUGH
+            self._memory = Memory.LEAN if lean else Memory.BARE
+            self._lean_until = now + LEAN_PAUSE
+            if lean:
+                self._machine.emit(EventKind.BACKING_OFF, f"settle: {error.message}")
+        else:
+            self.link.trouble(error, command, now)
+
+    def _failed_inside(self, commit: Commit, number: int, error: ServerError) -> None:
+        """A command failed though the transaction went through: MULTI does not roll back.
+
+        When it was to carry the task on, the task exists only here now: put it back into its queue, and stop,
+        because the next one would fare no better.
+        """
+        command, delivery = commit.commands[number], commit.marks[number]
+        why = self.link.explain(error, command)
+        if delivery is None:
+            self._machine.emit(EventKind.REFUSED, f"inside a transaction: {why}")
+            return
+        self._machine.counts["rescued"] += 1
+        self._machine.emit(EventKind.RESCUED, f"put back into its queue: {why}", delivery)
+        rescue: Command = ("XADD", delivery.queue.keys.stream, "*", *delivery.fields)
+        if rescue not in self._rescues:
+            self._rescues.append(rescue)
+        self._machine.fail(why, commit.sent_at)
+
+    def _rescued(self, replies: list[Reply], now: float) -> None:
+        """Sent until it is accepted: here a duplicate is better than a loss."""
+        left = [
+            (command, reply)
+            for command, reply in zip(self._rescues, replies, strict=True)
+            if isinstance(reply, ServerError)
+        ]
+        self._rescues = [command for command, _ in left]
+        if left:
+            self.link.back_off(now, left[0][1].message)
+
+    def _pull_bare(self, chosen: list[Delivery], beats: list[Delivery], now: float) -> Exchange:
+        """Out of memory on servers that refuse everything in a transaction (protocol, section 4).
+
+        Ownership is asked for right before; XDEL comes before XACK, so that a crash in between leaves a pending
+        entry without a body and never a body that nobody will run. A beat claims only what has been idle for a
+        while, so that it cannot take back what was reclaimed just now.
+        """
+        ending = [delivery for delivery in chosen if delivery.phase is Phase.SETTLING]
+        if self._stage is not Stage.VERIFY:
+            return self._verify([*chosen, *beats][:VERIFY_BATCH])
+        self._stage = Stage.BARE
+        asked = set(self._asked)
+        sure = [d for d in dict.fromkeys((*ending, *beats)) if d in asked and fence_holds(d.fence, d.queue.fence)]
+        self._bare = [(delivery, delivery.phase is Phase.SETTLING) for delivery in sure]
+        if now >= self._next_beat:
+            self._next_beat = now + self._machine.config.lease / 4
+        young = int(self._machine.config.lease / 8 * 1000)
+        consumer = self._machine.consumer
+        commands: list[Command] = []
+        for delivery, ends in self._bare:
+            stream, entry_id = delivery.queue.keys.stream, delivery.entry_id
+            if ends:
+                commands += [("XDEL", stream, entry_id), ("XACK", stream, GROUP, entry_id)]
+            else:
+                commands.append(("XCLAIM", stream, GROUP, consumer, young, entry_id, "JUSTID"))
+        self._bare_sent = now
+        return Exchange([*commands, ("PING",)])
+
+    def _ended_bare(self, replies: list[Reply], now: float) -> None:
+        answers = iter(replies)
+        for delivery, ends in self._bare:
+            reply = next(answers)
+            if ends and not isinstance(reply, ServerError):
+                reply = next(answers)
+            if isinstance(reply, ServerError):
+                self._server_says_no(reply, ("XDEL", delivery.queue.keys.stream), now)
+                return
+            if ends:
+                delivery.move(Phase.COMMITTING)
+                self._settled(delivery)
+            elif reply:
+                delivery.leased_from = self._bare_sent
+        for queue in self._queues:
+            self._machine.room_changed(queue.keys.queue)
+
+    # ---- leaving ------------------------------------------------------------------------------------
+
+    def _may_leave(self) -> bool:
+        return (
+            self._machine.idle
+            and not self._pending
+            and not self._rescues
+            and self.reader_gone
+            and self.controller_gone
+        )
+
+    def _farewell(self) -> Exchange:
+        """A read that was cut at the end may have put entries into our PEL that nobody here knows of."""
+        if self._stage is Stage.FAREWELL and self._leftover:
+            self._stage = Stage.GOODBYE
+            commands, self._leftover = self._leftover, []
+            return Exchange(commands)
+        self._stage = Stage.FAREWELL
+        consumer = self._machine.consumer
+        return Exchange(
+            [("XPENDING", queue.keys.stream, GROUP, "-", "+", FAREWELL_PAGE, consumer) for queue in self._queues]
+        )
+
+    def _farewell_reply(self, replies: list[Reply]) -> None:
+        """Entries keep the consumer; one without entries goes now, others take a day (protocol, section 5)."""
+        consumer = self._machine.consumer
+        self._page_full = False
+        for queue, reply in zip(self._queues, replies, strict=True):
+            if isinstance(reply, ServerError):
+                continue
+            rows = parse_pending(reply)
+            self._page_full = self._page_full or len(rows) == FAREWELL_PAGE
+            ids = [row.entry_id for row in rows if row.idle_ms < RELEASED_IDLE_MS]
+            if ids:
+                self._leftover.append(self._release(queue.keys.stream, ids))
+            elif not rows:
+                self._leftover.append(("XGROUP", "DELCONSUMER", queue.keys.stream, GROUP, consumer))
+        self._said_goodbye = not self._leftover

@@ -1,0 +1,215 @@
+"""The life of a task at a worker, and the rules by which it moves.
+
+Theory of operation
+===================
+
+A *task* is what a user enqueues. It lives in a stream *entry*; a retry is a new entry with ``retries`` + 1,
+and the old entry ends in the same transaction, so at most one live entry exists per task.
+
+An entry that the server hands to a worker becomes a `Delivery` here and sits in the pending entries list
+(PEL) of the worker's consumer until it is *settled*: completed, retried, dead-lettered or expired. The
+worker owns it for a *lease*: as long as it renews the entry's idle time (a *beat*) others leave it alone.
+An entry idle for longer than the lease is *reclaimed* by whoever sees it first.
+
+Three things can go wrong with an owner, and each has one answer:
+
+1. *It dies.* Its entries become idle and are reclaimed after the lease.
+2. *It is suspended, and wakes up when others own its entries.* Each reclaim sets the queue's fence key to a
+   new token in the same transaction, and each settlement is a transaction under a WATCH of the fence. So the
+   settlement of a worker that missed a reclaim aborts. It then asks the server, entry by entry, whether it is
+   still the owner (*verification*), settles what is, and drops what is not.
+3. *Its connection breaks while a settlement is in flight.* Whether it was applied is unknown. On a new
+   connection the worker sets the fence itself, so that the old transaction can no longer be applied, and then
+   verifies: still pending for us means it was not applied; gone means that it was.
+
+So each delivery remembers the fence value under which it was known to be ours (``fence``). While that is not
+the value being watched, the delivery is *in doubt* and is verified before anything is written for it. Doubt
+is not a phase: a running task can be in doubt, and goes on running.
+
+The value that counts is the one watched *before* the read that fetched the entry was sent: a reclaim between
+the read's execution and its reply would otherwise be missed.
+
+Beats and releases are writes too, and go under the same fence.
+
+An outage makes everybody's entries look idle. So a worker reclaims only after one lease of its own
+uninterrupted contact with the server (the *grace rule*): by then every live owner has beaten.
+
+Phases
+======
+
+The table below is checked in one place, `Delivery.move`; the state diagram in the documentation is drawn
+from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from streamfleet_core.safeguards import UNKNOWN, Fence
+
+if TYPE_CHECKING:
+    from streamfleet_core.keys import QueueKeys
+    from streamfleet_core.wire import Task
+
+
+class Phase(Enum):
+    """Where a delivery is."""
+
+    READY = "waits for a handler"
+    RUNNING = "a handler works on it"
+    SETTLING = "its outcome is decided and waits to be written"
+    COMMITTING = "its outcome is being written"
+    RELEASING = "is to be given back"
+    RETURNING = "is being given back"
+    SETTLED = "its entry has ended"
+    RELEASED = "others may take it now"
+    LOST = "others own it, or it is gone; nothing of ours is written"
+
+
+TRANSITIONS: dict[Phase, dict[Phase, str]] = {
+    Phase.READY: {
+        Phase.RUNNING: "a handler takes it",
+        Phase.SETTLING: "expired, undecodable or delivered too often",
+        Phase.RELEASING: "the worker stops",
+        Phase.LOST: "verification: not ours",
+    },
+    Phase.RUNNING: {
+        Phase.SETTLING: "the handler returns, raises or takes too long",
+        Phase.RELEASING: "the drain deadline has passed",
+        Phase.LOST: "verification: not ours",
+    },
+    Phase.SETTLING: {
+        Phase.COMMITTING: "pulled into a transaction",
+        Phase.SETTLED: "verification after an unknown outcome: gone, so it had been applied",
+        Phase.LOST: "verification: not ours",
+    },
+    Phase.COMMITTING: {
+        Phase.SETTLED: "the transaction was applied",
+        Phase.SETTLING: "aborted, refused, not sent or unknown",
+    },
+    Phase.RELEASING: {
+        Phase.RETURNING: "pulled into a transaction",
+        Phase.LOST: "verification: not ours",
+    },
+    Phase.RETURNING: {
+        Phase.RELEASED: "the transaction was applied",
+        Phase.RELEASING: "aborted, refused, not sent or unknown",
+    },
+    Phase.SETTLED: {},
+    Phase.RELEASED: {},
+    Phase.LOST: {},
+}
+
+# Enum members hash in Python code on CPython 3.11; the check runs four times per task, so it uses bits.
+_BIT = {phase: 1 << number for number, phase in enumerate(Phase)}
+for _phase, _targets in TRANSITIONS.items():
+    _phase.bit = _BIT[_phase]  # type: ignore[attr-defined]
+    _phase.successors = sum(_BIT[target] for target in _targets)  # type: ignore[attr-defined]
+
+TERMINAL = frozenset(phase for phase, targets in TRANSITIONS.items() if not targets)
+
+
+class IllegalTransition(AssertionError):
+    """A defect of the core: a delivery was moved against the table."""
+
+
+class Verdict(Enum):
+    """How an attempt ended, which decides what its settlement writes."""
+
+    COMPLETED = "completed"
+    RETRY = "retry"
+    DEAD = "dead"
+    EXPIRED = "expired"
+    VANISHED = "vanished"
+    """The entry was deleted by others while pending: only its PEL row is left."""
+
+
+@dataclass(slots=True, eq=False)
+class QueueState:
+    """What a worker knows of one queue."""
+
+    keys: QueueKeys
+    timeout: float = 0.0
+    """Seconds after which a handler's attempt counts as failed; 0 = never."""
+    fence: Fence = UNKNOWN
+    """The fence value under the settling connection's WATCH."""
+    in_flight: dict[bytes, Delivery] = field(default_factory=dict)
+    """Deliveries that are ours as far as we know, by entry id."""
+
+
+class Delivery:
+    """One entry in our hands. The machine's own record; shells only pass it around."""
+
+    __slots__ = (
+        "cancelled",
+        "deadline",
+        "delay_ms",
+        "deliveries",
+        "entry_id",
+        "error",
+        "fence",
+        "fields",
+        "leased_from",
+        "maybe_applied",
+        "on_cancel",
+        "phase",
+        "queue",
+        "ran",
+        "reason",
+        "result",
+        "started",
+        "task",
+        "traceback",
+        "verdict",
+    )
+
+    def __init__(
+        self,
+        queue: QueueState,
+        entry_id: bytes,
+        task: Task | None,
+        fields: list[bytes],
+        fence: Fence,
+        leased_from: float,
+        deliveries: int = 1,
+    ) -> None:
+        self.queue = queue
+        self.entry_id = entry_id
+        self.task = task
+        """None when the entry could not be decoded; ``fields`` then holds it as it came."""
+        self.fields = fields
+        self.fence = fence
+        self.leased_from = leased_from
+        """When the request that took or last renewed the entry was sent (monotonic seconds)."""
+        self.deliveries = deliveries
+        self.phase = Phase.READY
+        self.ran = False
+        self.started = 0.0
+        self.deadline = 0.0
+        self.cancelled = ""
+        """Why the handler should stop, or empty."""
+        self.on_cancel: object = None
+        """The shell's hook, called when ``cancelled`` is set."""
+        self.verdict: Verdict | None = None
+        self.delay_ms = 0
+        self.error = ""
+        self.traceback = ""
+        self.reason = ""
+        self.result: bytes | None = None
+        self.maybe_applied = False
+        """Its settlement was in flight when the connection broke."""
+
+    def move(self, phase: Phase) -> None:
+        """Go to ``phase``; the one place where the table is checked."""
+        if not self.phase.successors & phase.bit:  # type: ignore[attr-defined]
+            raise IllegalTransition(f"{self.entry_id!r}: {self.phase.name} to {phase.name}")
+        self.phase = phase
+
+    def doubt(self) -> None:
+        """Forget that it is known to be ours."""
+        self.fence = UNKNOWN
+
+    def __repr__(self) -> str:
+        return f"<Delivery {self.entry_id!r} {self.phase.name} {self.verdict}>"

@@ -1,0 +1,427 @@
+"""The worker machine: takes entries, hands them to handlers, and settles what became of them.
+
+The machine does no I/O. A shell drives the machine's links (`link.Link`) with one loop each, and reports what
+its handlers do:
+
+    take(now)                 the next delivery for a free handler, or None
+    handler_returned(...)     it completed
+    handler_failed(...)       it raised; the machine decides between retry and dead letter
+    stop(now)                 no new work; `finished` when all is given back or settled
+
+See `state` for how a delivery moves and why that is safe.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from streamfleet_core.clock import ServerClock
+from streamfleet_core.config import WorkerConfig
+from streamfleet_core.control import Controller
+from streamfleet_core.errors import ServerRefused, UsageError
+from streamfleet_core.events import Event, EventKind
+from streamfleet_core.keys import QueueKeys, queue_keys
+from streamfleet_core.link import FOREVER, Action, Finished, Link, Outage, Role, Sleep
+from streamfleet_core.reading import Reader
+from streamfleet_core.retry import policy_of
+from streamfleet_core.safeguards import Fence
+from streamfleet_core.settling import Settler
+from streamfleet_core.state import Delivery, Phase, QueueState, Verdict
+from streamfleet_core.wire import Undecodable, decode_task
+
+MAX_ERROR = 500
+"""Characters of an error message that travel with the task."""
+MAX_TRACEBACK = 8_000
+"""Characters of traceback text kept in a dead letter."""
+SMOOTHING = 0.1
+"""Weight of the newest handler duration in the running mean."""
+CANCEL_AT = 0.9
+"""The part of the lease after which a handler without contact to the server is told to stop."""
+
+
+@dataclass(slots=True)
+class Lane:
+    """The duties and links for the queues of one slot."""
+
+    queues: list[QueueState]
+    reader: Reader
+    settler: Settler
+    controller: Controller
+    read: Link
+    settle: Link
+    control: Link
+
+
+class WorkerMachine:
+    """See the module's text.
+
+    ``consumer`` must be unique to this start of this process. ``entropy(n)`` gives n random bytes and
+    ``random()`` a float in [0, 1). ``queues`` maps queue names to handler timeouts (seconds, 0 = none).
+    """
+
+    def __init__(
+        self,
+        consumer: str,
+        queues: dict[str, float],
+        config: WorkerConfig,
+        *,
+        now: float,
+        wall_ms: float,
+        entropy: Callable[[int], bytes],
+        random: Callable[[], float],
+        slot_of: Callable[[QueueKeys], int] = lambda keys: 0,
+    ) -> None:
+        if not queues:
+            raise UsageError("worker: no handlers; register at least one with @worker.handler(queue)")
+        self.consumer = consumer.encode()
+        self.config = config
+        self.entropy = entropy
+        self.random = random
+        self.clock = ServerClock(wall_ms, now)
+        self.counts: Counter[str] = Counter()
+        self.events: deque[Event] = deque(maxlen=10_000)
+        self.kicked: list[Link] = []
+        self.ready: deque[Delivery] = deque()
+        self.held = 0
+        """Deliveries in our hands in any phase that is not terminal."""
+        self.running = 0
+        self.stopping = False
+        self.stop_at = FOREVER
+        """When running handlers are given up."""
+        self.gave_up = False
+        self._failure: ServerRefused | None = None
+        self._timed: dict[Delivery, None] = {}
+        self._mean = 0.0
+        self._next_tick = now
+        self._outage = Outage(self.events.append, lambda: "")
+        self.queues: dict[str, QueueState] = {
+            name: QueueState(queue_keys(name), timeout) for name, timeout in queues.items()
+        }
+        slots: dict[int, list[QueueState]] = {}
+        for queue in self.queues.values():
+            slots.setdefault(slot_of(queue.keys), []).append(queue)
+        self.lanes = {slot: self._lane(slot, members, now) for slot, members in slots.items()}
+        self._lane_of = {queue.keys.queue: lane for lane in self.lanes.values() for queue in lane.queues}
+
+    def _lane(self, slot: int, queues: list[QueueState], now: float) -> Lane:
+        reader = Reader(self, queues)
+        settler = Settler(self, queues, now)
+        controller = Controller(self, queues, now)
+        read, settle, control = (
+            Link(role, slot, duty, self.random, self.events.append, self._outage, self.kicked.append)
+            for role, duty in ((Role.READ, reader), (Role.SETTLE, settler), (Role.CONTROL, controller))
+        )
+        reader.link, settler.link, controller.link = read, settle, control
+        return Lane(queues, reader, settler, controller, read, settle, control)
+
+    # ---- what a shell calls -------------------------------------------------------------------------
+
+    @property
+    def links(self) -> list[Link]:
+        """All links, each to be driven by a loop of its own."""
+        return [link for lane in self.lanes.values() for link in (lane.read, lane.settle, lane.control)]
+
+    @property
+    def refusal(self) -> ServerRefused | None:
+        """Why the server will not work with us, if so."""
+        return self._failure or next((link.refusal for link in self.links if link.refusal is not None), None)
+
+    def step(self, link: Link, now: float) -> Action:
+        """What the loop of ``link`` should do next; also lets time pass (`tick`)."""
+        if now >= self._next_tick:
+            self.tick(now)
+        action = link.step(now)
+        if link.role is Role.SETTLE and type(action) is Sleep and action.until > self._next_tick:
+            action.until = self._next_tick
+        elif type(action) is Finished:
+            self._link_finished(link)
+        return action
+
+    def take(self, now: float) -> Delivery | None:
+        """Give a free handler its next delivery, or None. Settles the expired ones on the way."""
+        ready = self.ready
+        while ready and not self.stopping:
+            delivery = ready.popleft()
+            task = delivery.task
+            if delivery.phase is not Phase.READY or task is None:
+                continue
+            if task.expires_ms and task.expires_ms <= self.clock.ms(now):
+                self._decide(delivery, Verdict.EXPIRED)
+                continue
+            delivery.move(Phase.RUNNING)
+            delivery.ran = True
+            delivery.started = now
+            self.running += 1
+            timeout = delivery.queue.timeout
+            if timeout:
+                delivery.deadline = now + timeout
+                self._timed[delivery] = None
+                self._next_tick = min(self._next_tick, delivery.deadline)
+            return delivery
+        return None
+
+    def handler_returned(self, delivery: Delivery, now: float, result: bytes | None = None) -> None:
+        """The handler completed; ``result`` travels in the notification."""
+        if not self._handler_ended(delivery, now):
+            return
+        delivery.result = result
+        self._decide(delivery, Verdict.COMPLETED)
+
+    def handler_failed(
+        self,
+        delivery: Delivery,
+        now: float,
+        error: str,
+        traceback: str = "",
+        *,
+        retry_in: float | None = None,
+        final: bool = False,
+    ) -> None:
+        """The handler raised.
+
+        ``retry_in`` (seconds) overrides the task's own delay (`RetryLater`); ``final`` forbids a retry
+        (`DoNotRetry`).
+        """
+        if self._handler_ended(delivery, now):
+            self._fail(delivery, error, traceback, retry_in, "not to be retried" if final else "")
+
+    def stop(self, now: float, drain: float | None = None) -> None:
+        """Take no new work, give back what has not started, and wait ``drain`` seconds for running handlers."""
+        if self.stopping:
+            return
+        self.stopping = True
+        self.stop_at = now + (self.config.drain if drain is None else drain)
+        self._next_tick = now
+        for delivery in self.ready:
+            if delivery.phase is Phase.READY:
+                delivery.move(Phase.RELEASING)
+                self._lane_of[self._name(delivery)].settler.add(delivery)
+        self.ready.clear()
+        self.kick_all()
+
+    def kick_all(self) -> None:
+        """Wake every loop."""
+        for link in self.links:
+            link.kick()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is in our hands."""
+        return self.held == 0
+
+    # ---- time ---------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Time out handlers, and tell those without contact to stop before others take their entries over."""
+        self._next_tick = now + self.config.lease / 8
+        for delivery in [d for d in self._timed if d.deadline <= now]:
+            self._time_out(delivery)
+        if self._timed:
+            self._next_tick = min(self._next_tick, min(d.deadline for d in self._timed))
+        oldest = now - self.config.lease * CANCEL_AT
+        for queue in self.queues.values():
+            for delivery in queue.in_flight.values():
+                if delivery.leased_from < oldest and delivery.phase is Phase.RUNNING:
+                    self.cancel(delivery, "no contact to the server: others will take the task over")
+        if self.stopping:
+            self._next_tick = min(self._next_tick, max(now, self.stop_at))
+            if now >= self.stop_at:
+                self._give_up_running(now)
+
+    def _time_out(self, delivery: Delivery) -> None:
+        timeout = delivery.queue.timeout
+        del self._timed[delivery]
+        self.running -= 1
+        text = f"{self._name(delivery)}: handler took longer than its timeout of {timeout:g} s"
+        self.emit(EventKind.TIMED_OUT, text, delivery)
+        self.cancel(delivery, "timeout")
+        self._fail(delivery, f"timeout after {timeout:g} s", "", None, "")
+
+    def _give_up_running(self, now: float) -> None:
+        for queue in self.queues.values():
+            for delivery in queue.in_flight.values():
+                if delivery.phase is Phase.RUNNING:
+                    self._timed.pop(delivery, None)
+                    self.running -= 1
+                    self.cancel(delivery, "the worker stops")
+                    delivery.move(Phase.RELEASING)
+                    self._lane_of[queue.keys.queue].settler.add(delivery)
+        if now >= self.stop_at + self.config.lease:
+            self.gave_up = True
+            self.kick_all()
+        else:
+            self._next_tick = self.stop_at + self.config.lease
+
+    # ---- deliveries ---------------------------------------------------------------------------------
+
+    def window(self) -> int:
+        """How many entries to hold: enough that no handler waits, and no more than `prefetch_horizon` of work."""
+        concurrency = self.config.concurrency
+        if self._mean <= 0.0:
+            return min(concurrency, self.config.max_prefetch)
+        ahead = min(self.config.prefetch_horizon / self._mean, float(self.config.max_prefetch))
+        return min(concurrency + int(concurrency * ahead), max(concurrency, self.config.max_prefetch))
+
+    def received(
+        self,
+        queue: QueueState,
+        entries: Iterable[tuple[bytes, list[bytes] | None]],
+        fence: Fence,
+        sent_at: float,
+        deliveries: dict[bytes, int] | None = None,
+    ) -> int:
+        """Entries are in our PEL, known to be ours under ``fence``. Returns how many were new to us."""
+        new = 0
+        in_flight = queue.in_flight
+        for entry_id, fields in entries:
+            if entry_id in in_flight:
+                continue
+            new += 1
+            delivery = self._admit(queue, entry_id, fields, fence, sent_at)
+            in_flight[entry_id] = delivery
+            self.held += 1
+            if deliveries is not None:
+                delivery.deliveries = deliveries.get(entry_id, 0) + 1
+            if delivery.verdict is not None:
+                self._decide(delivery, delivery.verdict)
+            elif delivery.deliveries > self.config.max_deliveries:
+                limit = self.config.max_deliveries
+                delivery.reason = f"delivered {limit} times without being settled (limit {limit})"
+                self._decide(delivery, Verdict.DEAD)
+            elif self.stopping:
+                delivery.move(Phase.RELEASING)
+                self._lane_of[queue.keys.queue].settler.add(delivery)
+            elif deliveries is not None:
+                self.ready.appendleft(delivery)
+            else:
+                self.ready.append(delivery)
+        self.counts["received"] += new
+        return new
+
+    def _admit(
+        self, queue: QueueState, entry_id: bytes, fields: list[bytes] | None, fence: Fence, sent_at: float
+    ) -> Delivery:
+        if fields is None:
+            delivery = Delivery(queue, entry_id, None, [], fence, sent_at)
+            delivery.verdict = Verdict.VANISHED
+            return delivery
+        try:
+            task = decode_task(fields, queue.keys.queue)
+        except Undecodable as problem:
+            delivery = Delivery(queue, entry_id, None, fields, fence, sent_at)
+            delivery.verdict = Verdict.DEAD
+            delivery.reason = f"undecodable: {problem}"
+            return delivery
+        return Delivery(queue, entry_id, task, fields, fence, sent_at)
+
+    def ended(self, delivery: Delivery, phase: Phase) -> None:
+        """A delivery reached a terminal phase."""
+        delivery.move(phase)
+        del delivery.queue.in_flight[delivery.entry_id]
+        self.held -= 1
+
+    def lost(self, delivery: Delivery, owner: bytes | None) -> None:
+        """Verification says that others own the entry, or that it is gone."""
+        if delivery.phase is Phase.RUNNING:
+            self._timed.pop(delivery, None)
+            self.running -= 1
+        decided = delivery.verdict
+        self.ended(delivery, Phase.LOST)
+        self.counts["lost"] += 1
+        where = f"now with {owner.decode(errors='replace')}" if owner else "gone"
+        outcome = f"; its outcome ({decided.value}) was dropped" if decided else ""
+        self.emit(EventKind.OWNERSHIP_LOST, f"entry no longer ours: {where}{outcome}", delivery)
+        self.cancel(delivery, "others own the task now")
+
+    def cancel(self, delivery: Delivery, why: str) -> None:
+        """Ask the handler to stop (cooperative)."""
+        if delivery.cancelled:
+            return
+        delivery.cancelled = why
+        if callable(delivery.on_cancel):
+            delivery.on_cancel()
+
+    def _handler_ended(self, delivery: Delivery, now: float) -> bool:
+        """Book-keeping for a handler that came back. False when its task was settled or lost without it."""
+        if delivery.phase is not Phase.RUNNING:
+            self.counts["late"] += 1
+            text = f"handler came back after {now - delivery.started:.1f} s, too late: {delivery.cancelled}"
+            self.emit(EventKind.LATE_RETURN, text, delivery)
+            return False
+        self.running -= 1
+        if delivery.deadline:
+            self._timed.pop(delivery, None)
+        duration = now - delivery.started
+        self._mean += (duration - self._mean) * (SMOOTHING if self._mean else 1.0)
+        self._mean = max(self._mean, 1e-6)
+        return True
+
+    def _fail(self, delivery: Delivery, error: str, traceback: str, retry_in: float | None, final: str) -> None:
+        task = delivery.task
+        assert task is not None, "a delivery without a task never runs"
+        delivery.error = error[:MAX_ERROR]
+        delivery.traceback = traceback[-MAX_TRACEBACK:]
+        if final or not task.retries_left:
+            delivery.reason = final or (
+                f"failed {task.attempt} times, {task.max_retries} retries allowed"
+                if task.max_retries
+                else "failed, no retries allowed"
+            )
+            self._decide(delivery, Verdict.DEAD)
+            return
+        if retry_in is None:
+            delivery.delay_ms = policy_of(task).delay_ms(task.retries + 1, self.random())
+        else:
+            delivery.delay_ms = int(retry_in * 1000)
+        self._decide(delivery, Verdict.RETRY)
+
+    def _decide(self, delivery: Delivery, verdict: Verdict) -> None:
+        delivery.verdict = verdict
+        delivery.move(Phase.SETTLING)
+        lane = self._lane_of[delivery.queue.keys.queue]
+        lane.settler.add(delivery)
+
+    # ---- inside the machine -------------------------------------------------------------------------
+
+    def fail(self, why: ServerRefused, now: float) -> None:
+        """Something is wrong that the next task would meet too: finish in order, and say why."""
+        if self._failure is None:
+            self._failure = why
+            self.emit(EventKind.REFUSED, str(why))
+            self.stop(now)
+
+    def room_changed(self, queue: str) -> None:
+        """Deliveries ended: the reader may go on."""
+        lane = self._lane_of[queue]
+        if lane.read.sleeping and lane.reader.room() > 0:
+            lane.read.kick()
+
+    def token(self) -> bytes:
+        """A value that no key of ours has had before: for fences and moves."""
+        return self.entropy(12).hex().encode()
+
+    def emit(self, kind: EventKind, text: str, delivery: Delivery | None = None, **data: object) -> None:
+        """Tell the outside."""
+        if delivery is not None:
+            data["queue"] = self._name(delivery)
+            data["entry"] = delivery.entry_id.decode()
+            if delivery.task is not None:
+                data["task"] = delivery.task.id
+        self.events.append(Event(kind, text, data))
+
+    def _name(self, delivery: Delivery) -> str:
+        return delivery.queue.keys.queue
+
+    def lane_of(self, queue: QueueState) -> Lane:
+        """The lane that serves ``queue``."""
+        return self._lane_of[queue.keys.queue]
+
+    def _link_finished(self, link: Link) -> None:
+        lane = self.lanes[link.slot]
+        if link.role is Role.READ:
+            lane.settler.reader_gone = True
+        elif link.role is Role.CONTROL:
+            lane.settler.controller_gone = True
+        lane.settle.kick()
