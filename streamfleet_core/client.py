@@ -124,8 +124,6 @@ class ClientMachine:
         self.refused_since: list[Submission] = []
         """Refused tasks that nobody has been told of yet."""
         self.closing = False
-        self.gave_up = False
-        """Set by the shell when closing has taken too long."""
         self._slot_of = slot_of
         self._outage = Outage(self.events.append, self._buffer_text)
         self.lanes: dict[int, Lane] = {}
@@ -238,6 +236,7 @@ class ClientMachine:
             self.pending -= 1
             self.resolve(submission, Status.CANCELLED)
         elif submission.scheduled and submission.status in (Status.SENT, Status.ACCEPTED):
+            submission.cancelling = True
             lane.publisher.cancel(submission)
 
     def close(self, now: float, *, abandon: bool = False) -> None:

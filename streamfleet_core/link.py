@@ -157,6 +157,7 @@ class Link:
         "role",
         "sleeping",
         "slot",
+        "stopped",
     )
 
     def __init__(
@@ -176,6 +177,7 @@ class Link:
         self.refusal: ServerRefused | None = None
         """Set when the server refuses for good; the link then finishes."""
         self.last_error: str = ""
+        self.stopped = False
         self.sleeping = False
         self.kicked = False
         self.on_kick = on_kick
@@ -198,10 +200,15 @@ class Link:
             self.kicked = True
             self.on_kick(self)
 
+    def stop(self) -> None:
+        """Finish at the next step, whatever is left to do."""
+        self.stopped = True
+        self.kick()
+
     def step(self, now: float) -> Action:
         """What the shell should do next (see the module's text)."""
         self.sleeping = self.kicked = False
-        if self.refusal is not None or self.duty.finished():
+        if self.stopped or self.refusal is not None or self.duty.finished():
             return Finished()
         if now < self._resume_at:
             return self._sleep(self._resume_at)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from streamfleet_core.connection import Command, Reply, ServerError
-from streamfleet_core.replies import ErrorKind, classify
+from streamfleet_core.replies import ErrorKind, abort_cause, classify
 
 if TYPE_CHECKING:
     from streamfleet_core.link import Link
@@ -50,5 +50,5 @@ def committed(answer: Answer, commands: list[Command], link: Link) -> list[Reply
             if isinstance(reply, ServerError) and classify(reply) is not ErrorKind.ABORTED:
                 trouble(link, reply, command, answer.now)
                 return None
-        trouble(link, result, ("EXEC",), answer.now)
+        trouble(link, abort_cause(result) or result, ("EXEC",), answer.now)
     return None

@@ -25,7 +25,7 @@ from streamfleet_core.events import EventKind
 from streamfleet_core.keys import RECEIVER_GROUP, QueueKeys, receiver_key
 from streamfleet_core.link import FOREVER, Exchange, Link
 from streamfleet_core.receiving import Receiver
-from streamfleet_core.replies import ErrorKind, classify, parse_time
+from streamfleet_core.replies import ErrorKind, abort_cause, classify, parse_time
 from streamfleet_core.submission import Status, Submission
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Publisher:
         """See `link.Duty.finished`."""
         if not self._machine.closing:
             return False
-        return self._said_goodbye or self._machine.gave_up or not self.wanted()
+        return self._said_goodbye or not self.wanted()
 
     def deadline(self) -> float:
         """See `link.Duty.deadline`."""
@@ -331,7 +331,8 @@ class Publisher:
                 if isinstance(reply, ServerError) and classify(reply) is not ErrorKind.ABORTED:
                     self._trouble(reply, command, now)
                     return
-            self._trouble(result, ("EXEC",), now)  # type: ignore[arg-type]
+            assert isinstance(result, ServerError), "EXEC answers an array, nil or an error"
+            self._trouble(abort_cause(result) or result, ("EXEC",), now)
 
     def _confirm(self, batch: Batch, now: float, results: list[Reply] | None = None) -> None:
         """The server has applied the batch. A single command in it may still have failed (wrong type)."""
@@ -406,6 +407,7 @@ class Publisher:
         result = replies[len(self._commands) - 1]
         if isinstance(result, list):
             submission = self._cancels.popleft()
+            submission.cancelling = False
             unknown, self._cancel_unknown = self._cancel_unknown, False
             if result[0] == 1 and not submission.status.terminal:
                 self._machine.resolve(submission, Status.CANCELLED)
@@ -417,7 +419,7 @@ class Publisher:
             return
         self._ready = False
         if isinstance(result, ServerError):
-            self._trouble(result, ("EXEC",), now)
+            self._trouble(abort_cause(result) or result, ("EXEC",), now)
 
     def _clean(self) -> Exchange:
         self._stage = Stage.CLEAN

@@ -113,6 +113,9 @@ class Reclaimer:
                 trouble(self._control.link, result, command, answer.now)
                 return
         entries = parse_entries(results[0])
+        if len(entries) < len(ids):
+            # Deleted meanwhile, or (Redis 6.2) deleted and yet claimed: our history then names them.
+            machine.lane_of(queue).reader.reread()
         counts = {row.entry_id: row.deliveries for row in rows}
         new = machine.received(queue, entries, token if bump else UNKNOWN, answer.sent, counts)
         if new:

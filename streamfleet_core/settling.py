@@ -20,7 +20,7 @@ from streamfleet_core.connection import Command, Reply, ServerError, ServerIdent
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import GROUP
 from streamfleet_core.link import FOREVER, Exchange, Link
-from streamfleet_core.replies import ErrorKind, classify, parse_pending
+from streamfleet_core.replies import ErrorKind, abort_cause, classify, parse_pending
 from streamfleet_core.safeguards import UNKNOWN, fence_holds
 from streamfleet_core.state import Delivery, Phase, QueueState, Verdict
 
@@ -455,7 +455,9 @@ class Settler:
             if isinstance(reply, ServerError) and classify(reply) is not ErrorKind.ABORTED:
                 self._server_says_no(reply, command, now)
                 return
-        self._server_says_no(replies[-1], ("EXEC",), now)  # type: ignore[arg-type]
+        result = replies[-1]
+        assert isinstance(result, ServerError), "EXEC answers an array, nil or an error"
+        self._server_says_no(abort_cause(result) or result, ("EXEC",), now)
 
     def _server_says_no(self, error: ServerError, command: Command, now: float) -> None:
         if error.code == "OOM" and self._memory is not Memory.BARE:

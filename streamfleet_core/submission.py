@@ -39,6 +39,7 @@ class Submission:
 
     __slots__ = (
         "__weakref__",
+        "cancelling",
         "due_at",
         "due_ms",
         "error",
@@ -75,6 +76,8 @@ class Submission:
         self.status = Status.BUFFERED
         self.error = ""
         self.result: bytes | None = None
+        self.cancelling = False
+        """Has the server been asked to take it out of the schedule, and not answered yet?"""
         self.waiter: object = None
         """The shell's, while somebody waits for a change."""
 

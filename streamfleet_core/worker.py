@@ -207,6 +207,11 @@ class WorkerMachine:
             link.kick()
 
     @property
+    def failing_in_order(self) -> bool:
+        """Is the refusal one after which what is in our hands can still be settled?"""
+        return self._failure is not None and all(link.refusal is None for link in self.links)
+
+    @property
     def idle(self) -> bool:
         """Nothing is in our hands."""
         return self.held == 0

@@ -1,0 +1,314 @@
+"""The worker for threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from random import random
+from time import monotonic
+from typing import Any, TypeVar
+
+from streamfleet.handlers import Handlers
+from streamfleet.identity import consumer_name, worker_name
+from streamfleet.logs import logger
+from streamfleet.sync.loops import Loops, check_driver
+from streamfleet.task import Task, result_bytes
+from streamfleet_core.config import WorkerConfig
+from streamfleet_core.connection import Driver
+from streamfleet_core.errors import DoNotRetry, RetryLater, UsageError
+from streamfleet_core.state import Delivery, Phase
+from streamfleet_core.worker import WorkerMachine
+
+F = TypeVar("F", bound=Callable[[Task], object])
+
+MAX_REPLACEMENTS = 2
+"""So many times its concurrency in handlers that hang after their timeout may be replaced by new threads."""
+
+
+class Worker:
+    """Runs the handlers of its queues in threads.
+
+    Register handlers, then `run` (until `stop` is called), or `start` and `stop`, or ``with worker.running():``.
+    It starts without a server and stays up without one.
+
+    ``driver``: how to reach the server. ``name``: for people; unique per process unless given. ``concurrency``:
+    handlers at work at the same time. ``config``: any field of `streamfleet_core.config.WorkerConfig`.
+
+    Raises WrongDriver and UsageError.
+    """
+
+    def __init__(self, driver: Driver, *, name: str | None = None, concurrency: int = 10, **config: Any) -> None:
+        self._driver = check_driver(driver)
+        self.name = worker_name(name)
+        self._config = WorkerConfig(concurrency=concurrency, **config)
+        self._handlers: Handlers[Callable[[Task], object]] = Handlers()
+        self._run: _Run | None = None
+
+    def handler(self, queue: str, *, timeout: float | None = None) -> Callable[[F], F]:
+        """Register the decorated function as the handler of ``queue``.
+
+        It is called with a `Task`; returning completes the task, raising fails it (`RetryLater` and `DoNotRetry`
+        steer what happens then). Returned bytes or text travel to the client of a tracked task.
+        ``timeout``: seconds after which the attempt counts as failed; the function itself cannot be stopped from
+        outside, and should look at ``task.cancelled``.
+
+        Raises InvalidQueueName, and InvalidHandler for duplicates or while the worker runs.
+        """
+
+        def register(function: F) -> F:
+            if self._run is not None:
+                raise UsageError(f"handler of queue {queue!r} comes too late: the worker already runs")
+            self._handlers.register(queue, function, timeout)
+            return function
+
+        return register
+
+    def start(self) -> None:
+        """Begin to work, in threads of its own. Raises UsageError without handlers, or when it already runs."""
+        if self._run is not None and self._run.pid == os.getpid() and not self._run.ended:
+            raise UsageError(f"worker {self.name!r} already runs")
+        self._run = _Run(self._driver, self.name, self._config, self._handlers)
+
+    def stop(self, drain: float | None = None) -> None:
+        """Take no new tasks, give back what has not started, wait for running handlers, disconnect.
+
+        ``drain``: seconds to wait for running handlers (the configured ``drain`` unless told); what still runs
+        then is given back too, and its outcome here is dropped. Returns when all that is done. Idempotent.
+        """
+        run = self._run
+        if run is not None and run.pid == os.getpid():
+            run.stop(drain)
+            run.wait(None)
+
+    def run(self) -> None:
+        """Work until `stop` is called from elsewhere.
+
+        Raises a ServerRefused when the server will not work with this worker. KeyboardInterrupt stops it in order.
+        """
+        self.start()
+        run = self._run
+        assert run is not None, "started"
+        try:
+            run.wait(None)
+        except BaseException:
+            run.stop(None)
+            run.wait(None)
+            raise
+        run.raise_refusal()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the worker has ended (``timeout`` in seconds). False: it still runs.
+
+        Raises a ServerRefused when the server refused it.
+        """
+        run = self._run
+        if run is None:
+            return True
+        if not run.wait(timeout):
+            return False
+        run.raise_refusal()
+        return True
+
+    @contextmanager
+    def running(self) -> Iterator[Worker]:
+        """Work while the block runs. Raises at its end what `run` would have raised."""
+        self.start()
+        try:
+            yield self
+        finally:
+            self.stop()
+        if self._run is not None:
+            self._run.raise_refusal()
+
+    def request_stop(self, drain: float | None = None) -> None:
+        """As `stop`, without waiting; safe in a signal handler."""
+        run = self._run
+        if run is not None:
+            threading.Thread(target=run.stop, args=(drain,), daemon=True).start()
+
+    @property
+    def consumer(self) -> str:
+        """The consumer of the current start, as the server's consumer group shows it; empty before."""
+        return self._run.machine.consumer.decode() if self._run else ""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What happened since the start, by name: received, completed, retry, dead, reclaimed, lost, …"""
+        if self._run is None:
+            return {}
+        with self._run.loops.lock:
+            return dict(self._run.machine.counts)
+
+    @property
+    def in_flight(self) -> int:
+        """Entries that this worker holds."""
+        return self._run.machine.held if self._run else 0
+
+
+class _Run:
+    """One start of a worker: its machine, loops and handler threads."""
+
+    def __init__(
+        self, driver: Driver, name: str, config: WorkerConfig, handlers: Handlers[Callable[[Task], object]]
+    ) -> None:
+        self.pid = os.getpid()
+        self.ended = False
+        self._handlers = handlers
+        self.machine = WorkerMachine(
+            consumer_name(name),
+            handlers.timeouts(),
+            config,
+            now=monotonic(),
+            wall_ms=time.time() * 1000,
+            entropy=os.urandom,
+            random=random,
+        )
+        self.loops = Loops(name, self.machine, driver, self._after)
+        self._work = threading.Condition(self.loops.lock)
+        self._idle = 0
+        self._threads = 0
+        self._replaced: set[Delivery] = set()
+        self._odd_results: set[str] = set()
+        with self.loops.lock:
+            for link in self.machine.links:
+                self.loops.start(link)
+            for _ in range(config.concurrency):
+                self._add_thread()
+
+    # ---- handlers -----------------------------------------------------------------------------------
+
+    def _add_thread(self) -> None:
+        self._threads += 1
+        name = f"{self.loops.who}-handler-{self._threads}"
+        threading.Thread(target=self._serve, name=name, daemon=True).start()
+
+    def _serve(self) -> None:
+        """The life of a handler thread: take, run, report."""
+        machine, lock, take = self.machine, self.loops.lock, self.machine.take
+        with lock:
+            while not machine.stopping:
+                delivery = take(monotonic())
+                if delivery is None:
+                    if machine.kicked or machine.events:
+                        self.loops.after_step()
+                    self._idle += 1
+                    self._work.wait()
+                    self._idle -= 1
+                    continue
+                if delivery.queue.timeout:
+                    delivery.on_cancel = self._cancelled(delivery)
+                lock.release()
+                try:
+                    report = self._attempt(delivery)
+                finally:
+                    lock.acquire()
+                report(delivery)
+                if machine.kicked or machine.events:
+                    self.loops.after_step()
+                if delivery in self._replaced:
+                    self._replaced.discard(delivery)
+                    return
+
+    def _attempt(self, delivery: Delivery) -> Callable[[Delivery], None]:
+        """Run the handler, without the lock. Returns what is to be reported under it."""
+        queue = delivery.queue.keys.queue
+        machine = self.machine
+        try:
+            value = self._handlers[queue].function(Task(delivery))
+        except RetryLater as signal:
+            text, delay = str(signal), signal.delay
+            return lambda d: machine.handler_failed(d, monotonic(), text, retry_in=delay)
+        except DoNotRetry as error:
+            text, trace = _describe(error), traceback.format_exc()
+            return lambda d: machine.handler_failed(d, monotonic(), text, trace, final=True)
+        except BaseException as error:  # a handler's SystemExit ends its attempt, never the worker
+            text, trace = _describe(error), traceback.format_exc()
+            return lambda d: machine.handler_failed(d, monotonic(), text, trace)
+        if value is None:
+            return self._returned
+        result = result_bytes(value)
+        if result is None:
+            self._odd_result(queue, value)
+        return lambda d: machine.handler_returned(d, monotonic(), result)
+
+    def _returned(self, delivery: Delivery) -> None:
+        self.machine.handler_returned(delivery, monotonic())
+
+    def _odd_result(self, queue: str, value: object) -> None:
+        if queue not in self._odd_results:
+            self._odd_results.add(queue)
+            logger.warning(
+                "%s: the handler of %r returned %s, which is not sent to the client: return bytes or str",
+                self.loops.who,
+                queue,
+                type(value).__name__,
+            )
+
+    def _cancelled(self, delivery: Delivery) -> Callable[[], None]:
+        """A handler that hangs after its timeout would take a place for ever: another thread takes over."""
+
+        def replace() -> None:
+            concurrency = self.machine.config.concurrency
+            if delivery.phase is Phase.RUNNING and not self.machine.stopping:
+                if len(self._replaced) < MAX_REPLACEMENTS * concurrency:
+                    self._replaced.add(delivery)
+                    self._add_thread()
+                else:
+                    logger.error(
+                        "%s: %d handlers hang after their timeout; no more threads are added for them",
+                        self.loops.who,
+                        len(self._replaced),
+                    )
+
+        return replace
+
+    # ---- life ---------------------------------------------------------------------------------------
+
+    def _after(self) -> None:
+        """The machine has moved: wake as many handlers as there is work for. The lock is held."""
+        machine = self.machine
+        if self._idle and machine.ready:
+            self._work.notify(min(self._idle, len(machine.ready)))
+        if machine.refusal is not None and not machine.stopping:
+            machine.stop(monotonic())
+        if machine.stopping:
+            self._work.notify_all()
+            if machine.refusal is not None and not machine.failing_in_order:
+                for link in machine.links:
+                    link.stop()
+            self.loops.interrupt_finished()
+
+    def stop(self, drain: float | None) -> None:
+        """See `Worker.stop`."""
+        with self.loops.lock:
+            self.machine.stop(monotonic(), drain)
+            self.loops.after_step()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until all loops have ended."""
+        deadline = None if timeout is None else monotonic() + timeout
+        with self.loops.lock:
+            while self.loops.running:
+                left = None if deadline is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self.loops.all_ended.wait(left)
+            self.ended = True
+            self._work.notify_all()
+        self.loops.join()
+        return True
+
+    def raise_refusal(self) -> None:
+        """Raises why the server refused, if it did."""
+        refusal = self.machine.refusal
+        if refusal is not None:
+            raise refusal
+
+
+def _describe(error: BaseException) -> str:
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
