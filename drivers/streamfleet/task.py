@@ -89,7 +89,7 @@ class Task:
 def result_bytes(value: object) -> bytes | None:
     """What a handler returned, as it travels to the client: bytes, or text as UTF-8, or nothing."""
     if value is None or type(value) is bytes:
-        return value  # type: ignore[return-value]
+        return value
     if isinstance(value, str):
         return value.encode()
     return None

@@ -160,7 +160,7 @@ class Client:
             refused, machine.refused_since = machine.refused_since, []
         if refused:
             raise NotAccepted(
-                f"{len(refused):,} tasks were refused by the server; the first, {refused[0].id}: {refused[0].error}"
+                f"the server refused {len(refused):,} tasks; the first, {refused[0].id}: {refused[0].error}"
             )
 
     def _wait_until(self, condition: Any, deadline: float | None) -> bool:
@@ -185,9 +185,7 @@ class Client:
             deadline = None if timeout is None else monotonic() + timeout
             if not self._wait_until(lambda: not submission.cancelling, deadline):
                 self._check_alive()
-                raise TimeoutError(
-                    f"the server did not answer within {timeout} s whether {submission.id} was cancelled"
-                )
+                raise TimeoutError(f"no answer within {timeout:g} s whether task {submission.id} was cancelled")
             return submission.status is Status.CANCELLED
 
     # ---- life ---------------------------------------------------------------------------------------
@@ -215,7 +213,6 @@ class Client:
             while self._loops.running and not machine.refusal and monotonic() < grace:
                 self._loops.interrupt_finished()
                 self._loops.all_ended.wait(min(0.1, max(0.0, grace - monotonic())))
-            machine.gave_up = True
             self._ended = True
             for link in machine.links:
                 link.stop()

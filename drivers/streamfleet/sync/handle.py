@@ -62,9 +62,7 @@ class Handle:
         """
         submission = self._submission
         if not submission.tracked and submission.status is not Status.EXPIRED:
-            raise NotTracked(
-                f"task {self.id} is not tracked: enqueue it with enqueue_tracked to learn its outcome"
-            )
+            raise NotTracked(f"task {self.id} is not tracked: use enqueue_tracked to learn its outcome")
         self._wait(timeout, (Status.BUFFERED, Status.SENT, Status.ACCEPTED), "finished")
         failure = submission.failure()
         if failure is not None:
@@ -94,9 +92,8 @@ class Handle:
                     raise Closed(f"the client was closed before task {self.id} was {what}")
                 left = None if deadline is None else deadline - monotonic()
                 if left is not None and left <= 0:
-                    raise TimeoutError(
-                        f"task {self.id} was not {what} within {timeout:g} s; it is {submission.status.name.lower()}"
-                    )
+                    now = submission.status.name.lower()
+                    raise TimeoutError(f"task {self.id} was not {what} within {timeout:g} s; it is {now}")
                 waiter.wait(left)
 
     def __repr__(self) -> str:

@@ -6,6 +6,7 @@ All calls into a machine are made under the one lock of its `Loops`; exchanges a
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
@@ -25,9 +26,7 @@ class Machine(Protocol):
 
     kicked: list[Link]
 
-    @property
-    def events(self) -> list[Event]:
-        """Facts to be logged, oldest first; the shell empties it."""
+    events: deque[Event]
 
     def step(self, link: Link, now: float) -> Action:
         """See `Link.step`."""
