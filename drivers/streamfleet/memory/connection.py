@@ -40,7 +40,7 @@ class AsyncMemoryConnection(Conversation):
         super().__init__(hub)
         self._checkpoint, self._new_waker = _running_library()
 
-    async def exchange(self, commands: Sequence[Command], timeout: float) -> list[Reply]:  # noqa: ASYNC109
+    async def exchange(self, commands: Sequence[Command], timeout: float) -> list[Reply]:
         """See `streamfleet_core.connection.AsyncConnection.exchange`."""
         try:
             # A loop over exchanges that never wait must leave others their turn, and be cancellable.

@@ -122,6 +122,4 @@ class Database:
 
     def copy_values(self) -> dict[bytes, Value]:
         """All values, independent of the originals."""
-        return {
-            key: value if isinstance(value, bytes) else value.copy() for key, value in self.values.items()
-        }
+        return {key: value if isinstance(value, bytes) else value.copy() for key, value in self.values.items()}

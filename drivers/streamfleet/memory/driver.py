@@ -34,7 +34,7 @@ class MemoryDriver:
         """
         return MemoryConnection(self._hub)
 
-    async def connect_async(self, timeout: float) -> AsyncConnection:  # noqa: ASYNC109
+    async def connect_async(self, timeout: float) -> AsyncConnection:
         """See `streamfleet_core.connection.AsyncDriver.connect_async`.
 
         Raises NotSent while the server is unavailable, RuntimeError outside of asyncio and trio.

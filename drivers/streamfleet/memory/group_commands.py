@@ -15,6 +15,7 @@ from streamfleet.memory.arguments import (
     parse_id,
     parse_interval,
     parse_interval_start,
+    parse_range_id,
     refuse,
     text,
 )
@@ -144,8 +145,6 @@ def xclaim(db: Database, args: list[bytes]) -> Reply:
     stream, group = find_group(db, args[1], args[2])
     min_idle = _min_idle(args[4], "XCLAIM")
     ids = _leading_ids(args[5:])
-    if not ids:
-        refuse("ERR Invalid stream ID specified as stream command argument")
     options = _claim_options(args[5 + len(ids) :], db.now_ms)
     group.last_id = max(group.last_id, options.last_id)
     consumer = group.consumer(args[3], db.now_ms)
@@ -294,7 +293,8 @@ def _xgroup_create(db: Database, args: list[bytes]) -> Reply:
 def _xgroup_setid(db: Database, args: list[bytes]) -> Reply:
     _, count = _entries_read(args[5:])
     stream, group = _existing_group(db, args)
-    group.last_id = _group_position(stream, args[4])
+    extreme = args[4] in (b"-", b"+")  # which CREATE does not take
+    group.last_id = parse_range_id(args[4], 0) if extreme else _group_position(stream, args[4])
     group.entries_read = count
     return b"OK"
 

@@ -70,9 +70,7 @@ def scan(db: Database, args: list[bytes]) -> Reply:
             case _:
                 refuse(SYNTAX_ERROR)
     found: list[Reply] = [
-        key
-        for key in live_keys(db)
-        if matches(pattern, key) and wanted_type in (None, type_name(db.values[key]))
+        key for key in live_keys(db) if matches(pattern, key) and wanted_type in (None, type_name(db.values[key]))
     ]
     return [b"0", found]
 
@@ -97,11 +95,11 @@ def pexpire(db: Database, args: list[bytes]) -> Reply:
     ms = integer(args[2])
     if len(args) > 3:
         refuse(f"ERR Unsupported option {args[3].decode(errors='replace')}")
-    if db.lookup(args[1]) is None:
-        return 0
     due = db.now_ms + ms
     if due > INT64_MAX:
         refuse("ERR invalid expire time in 'pexpire' command")
+    if db.lookup(args[1]) is None:
+        return 0
     if ms <= 0:
         db.delete(args[1])
         return 1

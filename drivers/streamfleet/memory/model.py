@@ -48,9 +48,7 @@ def _command_table() -> dict[bytes, CommandSpec]:
         (session_commands.COMMANDS, False),
         (session_commands.IMMEDIATE_COMMANDS, True),
     ):
-        specs += [
-            CommandSpec(name, arity, None, handler, immediate) for name, (arity, handler) in table.items()
-        ]
+        specs += [CommandSpec(name, arity, None, handler, immediate) for name, (arity, handler) in table.items()]
     return {spec.name.encode(): spec for spec in specs}
 
 

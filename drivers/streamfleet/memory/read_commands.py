@@ -150,7 +150,7 @@ def _deliver(db: Database, stream: Stream, group: Group, consumer: Consumer, rea
             pending = Pending(consumer, now_ms)
         pending.delivered_ms, pending.deliveries = now_ms, 1
         group.assign(entry_id, pending, consumer)
-    if ids:
+    if ids and not read.no_ack:
         consumer.active_ms = now_ms
     return [entry_reply(by_id[entry_id]) for entry_id in ids]
 
@@ -164,11 +164,7 @@ def xread(db: Database, args: list[bytes]) -> Reply | WouldBlock:
                 "ERR The > ID can be specified only when calling XREADGROUP using the "
                 "GROUP <group> <consumer> option."
             )
-        if argument == b"$":
-            stream = db.stream(key)
-            positions.append(0 if stream is None else stream.last_id)
-        else:
-            positions.append(parse_id(argument))
+        positions.append(_position(db.stream(key), argument))
     answers: list[Reply] = []
     for key, after in zip(read.keys, positions, strict=True):
         stream = db.stream(key)
@@ -181,6 +177,16 @@ def xread(db: Database, args: list[bytes]) -> Reply | WouldBlock:
     # A second try must not take ``$`` for the end of the stream at that time.
     fixed = args[: len(args) - len(positions)] + [format_id(position) for position in positions]
     return _answer(read, fixed, answers, xread, needs_stream=True)
+
+
+def _position(stream: Stream | None, argument: bytes) -> int:
+    """After which id XREAD begins: ``$`` is the end of the stream, ``+`` just before its last entry."""
+    if argument == b"$":
+        return 0 if stream is None else stream.last_id
+    if argument == b"+":
+        last = None if stream is None else stream.entries.last()
+        return 0 if last is None else last - 1
+    return parse_id(argument)
 
 
 COMMANDS: dict[str, tuple[int, Handler]] = {

@@ -134,7 +134,7 @@ class Session:
     def multi(self, args: list[bytes]) -> Reply:
         if self._queue is not None:
             self._aborted = True
-            refuse("ERR MULTI calls can not be nested")
+            refuse("ERR Command 'multi' not allowed inside a transaction")
         self._queue = []
         self._aborted = False
         return b"OK"
@@ -168,7 +168,7 @@ class Session:
     def watch(self, args: list[bytes]) -> Reply:
         if self._queue is not None:
             self._aborted = True
-            refuse("ERR WATCH inside MULTI is not allowed")
+            refuse("ERR Command 'watch' not allowed inside a transaction")
         database = self.server.database
         for key in args[1:]:
             database.expire_if_due(key)
