@@ -16,7 +16,7 @@ from streamfleet_core.keys import GROUP
 from streamfleet_core.procedure import Answer, Steps, committed, transaction, trouble
 from streamfleet_core.replies import PendingEntry, parse_entries, parse_flat, parse_pending
 from streamfleet_core.safeguards import UNKNOWN
-from streamfleet_core.state import QueueState
+from streamfleet_core.state import RELEASED_IDLE_MS, QueueState
 
 if TYPE_CHECKING:
     from streamfleet_core.control import Controller
@@ -51,9 +51,11 @@ class Reclaimer:
         suspects = self._suspects(answer, commands)
         if not any(row.get(b"pending") for rows in self.consumers.values() for row in rows):
             self.next_at = answer.now + min(interval * IDLE_FACTOR, config.lease / 2)
-        if not suspects or not safeguards.grace_is_over(self._control.contact_since, answer.now, config.lease):
+        if not suspects:
             return
-        lease_ms = int(config.lease * 1000)
+        # What was given back may be taken at any time; what is merely idle, not right after an outage.
+        grace_over = safeguards.grace_is_over(self._control.contact_since, answer.now, config.lease)
+        lease_ms = int(config.lease * 1000) if grace_over else RELEASED_IDLE_MS
         commands = [
             ("XPENDING", queue.keys.stream, GROUP, "IDLE", lease_ms, "-", "+", PAGE, consumer)
             for queue, consumer in suspects
@@ -104,7 +106,11 @@ class Reclaimer:
         token = machine.token()
         bump = safeguards.bump_fence(keys.fence, token)
         commands = transaction([("XCLAIM", keys.stream, GROUP, machine.consumer, lease_ms, *ids), *bump])
-        answer = yield commands
+        queue.claiming.update(ids)
+        try:
+            answer = yield commands
+        finally:
+            queue.claiming.difference_update(ids)
         results = committed(answer, commands, self._control.link)
         if results is None:
             return

@@ -22,7 +22,7 @@ from streamfleet_core.keys import GROUP
 from streamfleet_core.link import FOREVER, Exchange, Link
 from streamfleet_core.replies import ErrorKind, abort_cause, classify, parse_pending
 from streamfleet_core.safeguards import UNKNOWN, fence_holds
-from streamfleet_core.state import Delivery, Phase, QueueState, Verdict
+from streamfleet_core.state import RELEASED_IDLE_MS, Delivery, Phase, QueueState, Verdict
 
 if TYPE_CHECKING:
     from streamfleet_core.worker import WorkerMachine
@@ -31,8 +31,6 @@ BATCH = 1000
 """Deliveries in one transaction."""
 VERIFY_BATCH = 500
 """Owners asked for in one exchange."""
-RELEASED_IDLE_MS = 7 * 86_400_000
-"""The idle time given to released entries: longer than any lease, so that they are taken at once."""
 LEAN_PAUSE = 1.0
 """Seconds between attempts to write outcomes that need memory, while the server has none."""
 FAREWELL_PAGE = 1000
@@ -140,8 +138,10 @@ class Settler:
         return True
 
     def finished(self) -> bool:
-        """See `link.Duty.finished`."""
-        return self._said_goodbye or self._machine.gave_up
+        """At the end of a graceful stop; without a server, as soon as there is nothing left to write."""
+        if self._said_goodbye or self._machine.gave_up:
+            return True
+        return self._machine.stopping and not self.link.connected_now and self._may_leave()
 
     def deadline(self) -> float:
         """See `link.Duty.deadline`."""

@@ -108,6 +108,9 @@ for _phase, _targets in TRANSITIONS.items():
     _phase.bit = _BIT[_phase]  # type: ignore[attr-defined]
     _phase.successors = sum(_BIT[target] for target in _targets)  # type: ignore[attr-defined]
 
+RELEASED_IDLE_MS = 365 * 86_400_000
+"""The idle time given to released entries. Nothing else is idle for a year, so they can be told apart."""
+
 TERMINAL = frozenset(phase for phase, targets in TRANSITIONS.items() if not targets)
 
 
@@ -137,6 +140,8 @@ class QueueState:
     """The fence value under the settling connection's WATCH."""
     in_flight: dict[bytes, Delivery] = field(default_factory=dict)
     """Deliveries that are ours as far as we know, by entry id."""
+    claiming: set[bytes] = field(default_factory=set)
+    """Entries that a claim in flight will bring; whoever meets them elsewhere leaves them to it."""
 
 
 class Delivery:

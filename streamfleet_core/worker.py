@@ -38,7 +38,7 @@ MAX_TRACEBACK = 8_000
 SMOOTHING = 0.1
 """Weight of the newest handler duration in the running mean."""
 CANCEL_AT = 0.9
-"""The part of the lease after which a handler without contact to the server is told to stop."""
+"""The part of the lease after which, without a beat, handlers are told to stop and none is started."""
 
 
 @dataclass(slots=True)
@@ -147,6 +147,9 @@ class WorkerMachine:
             task = delivery.task
             if delivery.phase is not Phase.READY or task is None:
                 continue
+            if delivery.leased_from < now - self.config.lease * CANCEL_AT:
+                ready.appendleft(delivery)  # not renewed for so long that others may have it: wait for the beat
+                return None
             if task.expires_ms and task.expires_ms <= self.clock.ms(now):
                 self._decide(delivery, Verdict.EXPIRED)
                 continue
@@ -255,6 +258,8 @@ class WorkerMachine:
                     self._lane_of[queue.keys.queue].settler.add(delivery)
         if now >= self.stop_at + self.config.lease:
             self.gave_up = True
+            text = f"stopped with {self.held} entries neither settled nor given back; others will take them over"
+            self.emit(EventKind.RELEASED, text, entries=self.held)
             self.kick_all()
         else:
             self._next_tick = self.stop_at + self.config.lease
@@ -281,7 +286,7 @@ class WorkerMachine:
         new = 0
         in_flight = queue.in_flight
         for entry_id, fields in entries:
-            if entry_id in in_flight:
+            if entry_id in in_flight or entry_id in queue.claiming:
                 continue
             new += 1
             delivery = self._admit(queue, entry_id, fields, fence, sent_at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
@@ -286,4 +287,11 @@ def _after_fork() -> None:
         client._forked()
 
 
+def _close_at_exit() -> None:
+    """A program that ends without closing its clients does not lose what they have buffered."""
+    for client in list(_clients):
+        client.close()
+
+
 os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_close_at_exit)
