@@ -21,6 +21,7 @@ from streamfleet_core.client import PLAIN, ClientMachine, Options
 from streamfleet_core.config import ClientConfig
 from streamfleet_core.connection import Driver
 from streamfleet_core.errors import NotAccepted
+from streamfleet_core.events import Event, EventKind
 from streamfleet_core.options import task_options
 from streamfleet_core.retry import RetryPolicy
 from streamfleet_core.submission import Status, Submission
@@ -219,6 +220,10 @@ class Client:
                 link.stop()
             self._loops.interrupt_finished()
             self._changed.notify_all()
+            if unsent:
+                report = Event(EventKind.NOT_ACCEPTED, f"closed with {unsent:,} tasks not sent", {"tasks": unsent})
+                machine.events.append(report)
+                self._loops.after_step()
             for waiting in list(machine.tracked.values()):
                 if isinstance(waiting.waiter, threading.Condition):
                     waiting.waiter.notify_all()
