@@ -21,16 +21,19 @@ from streamfleet_core.clock import ServerClock
 from streamfleet_core.config import MAX_DELAY, ClientConfig
 from streamfleet_core.errors import BufferFull, Closed, InvalidTask, ServerRefused
 from streamfleet_core.events import Event, EventKind
-from streamfleet_core.ids import uuid7
+from streamfleet_core.ids import ENTROPY_BYTES, uuid7
 from streamfleet_core.keys import QueueKeys, queue_keys
 from streamfleet_core.link import Action, Finished, Link, Outage, Role
 from streamfleet_core.publishing import Publisher
 from streamfleet_core.receiving import Receiver
 from streamfleet_core.retry import RetryPolicy
 from streamfleet_core.submission import Status, Submission
-from streamfleet_core.wire import F_ENQUEUED, Task, encode_task
+from streamfleet_core.wire import AT_DATA, AT_EXPIRES, AT_ID, Task, encode_task
 
 DEFAULT_RETRY = RetryPolicy()
+MAX_TEMPLATES = 100
+IDS_PER_DRAW = 128
+"""Ids whose entropy is drawn at once."""
 
 
 @dataclass(slots=True)
@@ -39,6 +42,8 @@ class Lane:
 
     client_id: str
     queues: dict[str, QueueKeys]
+    templates: dict[tuple[RetryPolicy, bool], list[bytes]]
+    """Encoded tasks that lack only id and payload."""
     publisher: Publisher
     receiver: Receiver
     publish: Link
@@ -79,6 +84,12 @@ class Options:
                 raise InvalidTask(f"{name} must be zero or more seconds, got {value!r:.40}")
         if self.delay is not None and self.delay > MAX_DELAY:
             raise InvalidTask(f"delay must be at most {MAX_DELAY:g} seconds (ten years), got {self.delay!r:.40}")
+
+    def expires_ms(self, server_ms: int) -> int:
+        """The expiry as Unix ms, when the server's clock shows ``server_ms``; 0 = none."""
+        if self.expires_in is not None:
+            return max(1, server_ms + int(self.expires_in * 1000))
+        return 0 if self.expires_at is None else max(1, int(self.expires_at * 1000))
 
 
 PLAIN = Options()
@@ -124,6 +135,8 @@ class ClientMachine:
         self.refused_since: list[Submission] = []
         """Refused tasks that nobody has been told of yet."""
         self.closing = False
+        self._entropy = b""
+        self._entropy_at = 0
         self._slot_of = slot_of
         self._outage = Outage(self.events.append, self._buffer_text)
         self.lanes: dict[int, Lane] = {}
@@ -196,34 +209,40 @@ class ClientMachine:
         self, keys: QueueKeys, lane: Lane, data: bytes, now: float, options: Options, tracked: bool
     ) -> Submission:
         server_ms = self.clock.ms(now)
-        task = Task(uuid7(server_ms, self.entropy(10)), keys.queue, lane.client_id, data, notify=tracked)
-        task.extra[F_ENQUEUED] = b"%d" % server_ms
-        due_at, due_ms = 0.0, 0
-        if options is PLAIN:
-            task.max_retries, task.retry_delay_ms = _PLAIN.max_retries, _PLAIN.retry_delay_ms
-            task.extra.update(_PLAIN.extra)
-        else:
-            for name, value in options.extra.items():
-                task.extra[name.encode()] = value.encode()
-            options.retry.apply_to(task)
+        task_id = uuid7(server_ms, self._random_bytes())
+        due_at, due_ms, expires_ms = 0.0, 0, 0
+        if options is not PLAIN:
             due_at = now + options.delay if options.delay else 0.0
             due_ms = int(options.at * 1000) if options.at else 0
-            if options.expires_in is not None:
-                task.expires_ms = max(1, server_ms + int(options.expires_in * 1000))
-            elif options.expires_at is not None:
-                task.expires_ms = max(1, int(options.expires_at * 1000))
-        submission = Submission(
-            keys,
-            task.id,
-            encode_task(task),
-            tracked=tracked,
-            expires_ms=task.expires_ms,
-            due_at=due_at,
-            due_ms=due_ms,
-        )
-        if task.expires_ms and task.expires_ms <= server_ms:
+            expires_ms = options.expires_ms(server_ms)
+        template = lane.templates.get((options.retry, tracked)) or self._template(lane, options.retry, tracked)
+        fields = template.copy()
+        fields[AT_ID] = task_id.encode()
+        fields[AT_DATA] = data
+        if expires_ms:
+            fields[AT_EXPIRES] = b"%d" % expires_ms
+        for name, value in options.extra.items():
+            fields += (name.encode(), value.encode())
+        submission = Submission(keys, task_id, fields, tracked, expires_ms, due_at, due_ms)
+        if expires_ms and expires_ms <= server_ms:
             self.expire(submission)
         return submission
+
+    def _template(self, lane: Lane, retry: RetryPolicy, tracked: bool) -> list[bytes]:
+        if len(lane.templates) >= MAX_TEMPLATES:
+            lane.templates.clear()
+        task = Task("", "", lane.client_id, b"", notify=tracked)
+        retry.apply_to(task)
+        template = lane.templates[retry, tracked] = encode_task(task)
+        return template
+
+    def _random_bytes(self) -> bytes:
+        """The entropy of one id; fetched for many at a time."""
+        start = self._entropy_at
+        if start >= len(self._entropy):
+            self._entropy, start = self.entropy(ENTROPY_BYTES * IDS_PER_DRAW), 0
+        self._entropy_at = start + ENTROPY_BYTES
+        return self._entropy[start : start + ENTROPY_BYTES]
 
     def cancel(self, submission: Submission) -> None:
         """Cancel a task that has not left its buffer, at once; one in the schedule, by asking the server.
@@ -272,7 +291,7 @@ class ClientMachine:
         )
         publisher.link, receiver.link = publish, receive
         self.new_links += (publish, receive)
-        return Lane(client_id, queues, publisher, receiver, publish, receive)
+        return Lane(client_id, queues, {}, publisher, receiver, publish, receive)
 
     def left_buffer(self, submission: Submission) -> None:
         """A submission left the buffer, one way or the other."""
@@ -328,12 +347,3 @@ def _payload(data: object) -> bytes:
     raise InvalidTask(
         f"payload must be bytes or str, got {type(data).__name__}: serialise it, for instance with json.dumps"
     )
-
-
-def _plain() -> Task:
-    task = Task("", "", "", b"")
-    DEFAULT_RETRY.apply_to(task)
-    return task
-
-
-_PLAIN = _plain()

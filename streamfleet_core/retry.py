@@ -1,8 +1,8 @@
 """When a failed task runs again. Randomness is an argument.
 
-On the wire a constant delay is the base format's ``retry_delay``; growth, bound and jitter are extra fields,
-written only where they matter. So a task of the Go library has a constant delay, and a worker of the Go
-library, which does not know the extra fields, retries our tasks with the constant first delay.
+On the wire a constant delay is the base format's ``retry_delay``; growth, bound and jitter share one extra field,
+written only where it matters. So a task of the Go library has a constant delay, and a worker of the Go
+library, which does not know the extra field, retries our tasks with the constant first delay.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from streamfleet_core.errors import InvalidTask
-from streamfleet_core.wire import F_BACKOFF, F_JITTER, F_MAX_DELAY, Task, number_in
+from streamfleet_core.wire import F_BACKOFF, Task
 
 MAX_DELAY = 2**31 - 1
 """Seconds (68 years)."""
 MAX_RETRIES = 2**31 - 1
-
-_POLICY_FIELDS = (F_BACKOFF, F_MAX_DELAY, F_JITTER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +70,14 @@ class RetryPolicy:
         return round(seconds * (1 + self.jitter * (2 * unit - 1)) * 1000)
 
     def apply_to(self, task: Task) -> None:
-        """Write the policy into a task's attributes and extra fields, in whole ms."""
+        """Write the policy into a task's attributes and its extra field, in whole ms."""
         task.max_retries = -1 if self.max_retries is None else self.max_retries
         task.retry_delay_ms = round(self.delay * 1000)
-        for name in _POLICY_FIELDS:
-            task.extra.pop(name, None)
-        task.extra.update(_extra_fields(self))
+        backoff = _backoff(self)
+        if backoff:
+            task.extra[F_BACKOFF] = backoff
+        else:
+            task.extra.pop(F_BACKOFF, None)
 
 
 def _shown(value: object) -> str:
@@ -97,15 +97,11 @@ def _checked(name: str, value: object, low: float, high: float) -> float:
 
 
 @lru_cache(maxsize=256)
-def _extra_fields(policy: RetryPolicy) -> dict[bytes, bytes]:
-    """The extra fields of a policy; callers must not change the dict."""
-    extra: dict[bytes, bytes] = {}
-    if policy.factor != 1 and policy.delay:
-        extra[F_BACKOFF] = _text(policy.factor)
-        extra[F_MAX_DELAY] = b"%d" % round(policy.max_delay * 1000)
-    if policy.jitter and policy.delay:
-        extra[F_JITTER] = _text(policy.jitter)
-    return extra
+def _backoff(policy: RetryPolicy) -> bytes:
+    """The extra field of a policy; empty for a constant delay."""
+    if not policy.delay or (policy.factor == 1 and not policy.jitter):
+        return b""
+    return b"%b/%d/%b" % (_text(policy.factor), round(policy.max_delay * 1000), _text(policy.jitter))
 
 
 def _text(value: float) -> bytes:
@@ -113,13 +109,25 @@ def _text(value: float) -> bytes:
 
 
 def policy_of(task: Task) -> RetryPolicy:
-    """Return the policy that a task carries. Never raises: what is out of range is brought into it."""
+    """Return the policy that a task carries. Never raises: what is out of range is brought into it.
+
+    Lenient, because extra fields are optional for the reader: a strange one must not kill a good task.
+    """
     delay = min(max(task.retry_delay_ms, 0) / 1000, MAX_DELAY)
-    bound = number_in(task.extra, F_MAX_DELAY, math.inf) / 1000
+    factor, _, rest = task.extra.get(F_BACKOFF, b"").partition(b"/")
+    bound, _, jitter = rest.partition(b"/")
     return RetryPolicy(
         max_retries=None if task.max_retries < 0 else min(task.max_retries, MAX_RETRIES),
         delay=delay,
-        factor=min(task.backoff, 1e6),
-        max_delay=min(max(bound, delay), MAX_DELAY),
-        jitter=min(max(number_in(task.extra, F_JITTER, 0.0), 0.0), 1.0),
+        factor=min(max(_number(factor, 1.0), 1.0), 1e6),
+        max_delay=min(max(_number(bound, math.inf) / 1000, delay), MAX_DELAY),
+        jitter=min(max(_number(jitter, 0.0), 0.0), 1.0),
     )
+
+
+def _number(text: bytes, default: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return default
+    return value if math.isfinite(value) else default

@@ -13,6 +13,7 @@ from streamfleet_core.errors import (
     TaskFailed,
 )
 from streamfleet_core.keys import QueueKeys
+from streamfleet_core.wire import AT_DATA
 
 
 class Status(Enum):
@@ -58,7 +59,6 @@ class Submission:
         keys: QueueKeys,
         task_id: str,
         fields: list[bytes],
-        *,
         tracked: bool,
         expires_ms: int,
         due_at: float,
@@ -89,7 +89,7 @@ class Submission:
     @property
     def size(self) -> int:
         """Bytes of payload."""
-        return len(self.fields[7])
+        return len(self.fields[AT_DATA])
 
     def failure(self) -> TaskError | NotAccepted | None:
         """What to raise to those who wait for the outcome; None while live, and on success."""

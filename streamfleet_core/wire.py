@@ -16,7 +16,6 @@ What does not decode raises `Undecodable`; nothing here guesses.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -24,14 +23,9 @@ F_NO_RETRY = b"no_retry"
 """``1``: never retry."""
 F_NAME = b"task"
 """Name of the task, which selects its handler."""
-F_ENQUEUED = b"enqueued_ms"
-"""Unix ms at which the client took the task."""
 F_BACKOFF = b"backoff"
-"""Factor from one retry delay to the next; absent: 1."""
-F_MAX_DELAY = b"max_delay_ms"
-"""Upper bound of a retry delay before jitter; absent: none."""
-F_JITTER = b"jitter"
-"""Fraction by which a retry delay varies either way; absent: 0."""
+"""``factor/bound/jitter``: each retry delay is the one before times the factor, up to the bound (ms), varied by
+the jitter (a fraction) either way; absent: the delay is constant."""
 F_LAST_ERROR = b"last_error"
 """Why the last attempt failed."""
 F_TRACEBACK = b"traceback"
@@ -70,6 +64,11 @@ _TASK_FIELDS = [
 ]
 _TASK_FIELD_SET = frozenset(_TASK_FIELDS)
 _TASK_LENGTH = 2 * len(_TASK_FIELDS)
+
+AT_ID = 3
+"""Where a task's id stands in what `encode_task` returns."""
+AT_DATA = 7
+AT_EXPIRES = 11
 
 _F_TASK_ID = b"task_id"
 _F_TYPE = b"type"
@@ -115,26 +114,6 @@ class Task:
     def retries_left(self) -> bool:
         """Whether the task may run again if this attempt fails."""
         return self.max_retries < 0 or self.retries < self.max_retries
-
-    @property
-    def backoff(self) -> float:
-        """The factor from one retry delay to the next; 1 (constant) when absent or unusable."""
-        return max(1.0, number_in(self.extra, F_BACKOFF, 1.0))
-
-
-def number_in(extra: dict[bytes, bytes], name: bytes, default: float) -> float:
-    """Return an extra field as a finite number, or ``default`` when it is absent or no such number.
-
-    Lenient, because extra fields are optional for the reader: a strange one must not kill a good task.
-    """
-    text = extra.get(name)
-    if text is None:
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        return default
-    return value if math.isfinite(value) else default
 
 
 def encode_task(task: Task) -> list[bytes]:

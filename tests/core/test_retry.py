@@ -8,8 +8,6 @@ from streamfleet_core.errors import InvalidTask
 from streamfleet_core.retry import MAX_DELAY, MAX_RETRIES, RetryPolicy, policy_of
 from streamfleet_core.wire import (
     F_BACKOFF,
-    F_JITTER,
-    F_MAX_DELAY,
     F_NAME,
     Task,
     decode_task,
@@ -113,11 +111,11 @@ def test_a_constant_delay_needs_no_extra_field():
     assert (written.max_retries, written.retry_delay_ms, written.extra) == (5, 1500, {F_NAME: b"kept"})
 
 
-def test_growth_and_jitter_are_extra_fields():
+def test_growth_bound_and_jitter_share_an_extra_field():
     written = task()
     RetryPolicy(max_retries=None, delay=0.25, factor=1.5, max_delay=60, jitter=0.1).apply_to(written)
     assert (written.max_retries, written.retry_delay_ms) == (-1, 250)
-    assert written.extra == {F_BACKOFF: b"1.5", F_MAX_DELAY: b"60000", F_JITTER: b"0.1"}
+    assert written.extra == {F_BACKOFF: b"1.5/60000/0.1"}
 
 
 def test_a_task_of_the_go_library_has_a_constant_delay():
@@ -148,7 +146,7 @@ def test_applying_a_policy_shares_nothing_between_tasks():
     RetryPolicy().apply_to(first)
     first.extra[F_BACKOFF] = b"9"
     RetryPolicy().apply_to(second)
-    assert second.extra[F_BACKOFF] == b"2"
+    assert second.extra[F_BACKOFF] == b"2/3600000/0.1"
 
 
 strange = st.binary(max_size=8) | st.sampled_from([b"nan", b"inf", b"-inf", b"-1", b"1e999", b"0", b"1e300"])
@@ -166,6 +164,11 @@ def test_whatever_a_task_carries_gives_a_policy(most, delay, backoff, bound, jit
     odd = task(
         max_retries=most,
         retry_delay_ms=delay,
-        extra={F_BACKOFF: backoff, F_MAX_DELAY: bound, F_JITTER: jitter},
+        extra={F_BACKOFF: b"/".join((backoff, bound, jitter))},
     )
     assert policy_of(odd).delay_ms(retries, 0.5) >= 0
+
+
+@pytest.mark.parametrize("text", [b"inf", b"-inf", b"nan", b"1e999", b"", b"\xff", b"1,5", b"0.5"])
+def test_a_strange_factor_counts_as_constant(text):
+    assert policy_of(task(retry_delay_ms=1000, extra={F_BACKOFF: text})).delay_ms(9, 0.5) == 1000

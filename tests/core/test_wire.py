@@ -6,7 +6,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from streamfleet_core.wire import (
-    F_BACKOFF,
     F_NAME,
     F_NO_RETRY,
     F_RESULT,
@@ -18,7 +17,6 @@ from streamfleet_core.wire import (
     decode_task,
     encode_notification,
     encode_task,
-    number_in,
     pack_fields,
     unpack_fields,
 )
@@ -261,17 +259,6 @@ def test_retries_left(most, retries, left):
     task = Task("i", "q", "c", b"", max_retries=most, retries=retries)
     assert task.retries_left is left
     assert task.attempt == retries + 1
-
-
-@pytest.mark.parametrize(("text", "factor"), [(None, 1), (b"2.5", 2.5), (b"0.5", 1), (b"nan", 1), (b"?", 1)])
-def test_backoff_is_constant_unless_said_otherwise(text, factor):
-    extra = {} if text is None else {F_BACKOFF: text}
-    assert Task("i", "q", "c", b"", extra=extra).backoff == factor
-
-
-@pytest.mark.parametrize("text", [b"inf", b"-inf", b"nan", b"1e999", b"", b"\xff", b"1,5"])
-def test_a_strange_number_counts_as_absent(text):
-    assert number_in({b"n": text}, b"n", 7.0) == 7.0
 
 
 def test_tasks_do_not_share_their_extra_fields():
