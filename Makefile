@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: setup test lint clean
+.PHONY: setup test lint types coverage docs clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,19 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# How much of the public interface type checkers know without guessing; a report, not a gate.
+types: $(STAMP)
+	PYTHONPATH=drivers:. $(BIN)/pyright --pythonpath $(BIN)/python --ignoreexternal --verifytypes streamfleet
+
+# The core by its own tests: every module at 95 % of its branches or more.
+coverage: $(STAMP)
+	COVERAGE_FILE=.coverage.core $(BIN)/coverage run --source=streamfleet_core -m pytest tests/core
+	COVERAGE_FILE=.coverage.core $(BIN)/coverage report --show-missing --skip-covered --fail-under=95
+
+# Pages that are made from the code. A test fails while one of them is out of date.
+docs: $(STAMP)
+	$(BIN)/python docs/make_state.py docs/reference/state.md
 
 clean:
 	rm -rf $(VENV) dist build
