@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from streamfleet_core import features
 from streamfleet_core.connection import Command, Reply, ServerError
-from streamfleet_core.errors import WrongKeyType
+from streamfleet_core.errors import UnsupportedServer, WrongKeyType
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import QueueKeys
 from streamfleet_core.link import Link
@@ -31,17 +32,17 @@ def expected_types(keys: QueueKeys) -> list[tuple[bytes, str, str]]:
 
 
 def check_server(machine: WorkerMachine, link: Link, queues: list[QueueState]) -> Steps:
-    """Read the server's clock, refuse wrong-typed keys, warn of an eviction policy that loses tasks.
+    """Read the server's clock and features, refuse wrong-typed keys, warn of an eviction policy that loses tasks.
 
     MULTI does not roll back: a wrong-typed key found in the middle of a transaction would cost a task.
     """
     keys = [entry for queue in queues for entry in expected_types(queue.keys)]
-    commands: list[Command] = [("TIME",), *(("TYPE", key) for key, _, _ in keys), ("INFO", "memory")]
-    answer = yield commands
-    time, *types, info = answer.replies
+    types: list[Command] = [("TYPE", key) for key, _, _ in keys]
+    answer = yield [("TIME",), *types, ("INFO", "memory"), features.query()]
+    time, *found_types, info, commands = answer.replies
     if not isinstance(time, ServerError):
         machine.clock.observed(parse_time(time), answer.sent, answer.now)
-    for (key, expected, purpose), reply in zip(keys, types, strict=True):
+    for (key, expected, purpose), reply in zip(keys, found_types, strict=True):
         found = reply.decode() if isinstance(reply, bytes) else "none"
         if found not in (expected, "none"):
             name = key.decode(errors="backslashreplace")
@@ -52,6 +53,14 @@ def check_server(machine: WorkerMachine, link: Link, queues: list[QueueState]) -
                 )
             )
             return
+    missing, machine.features = features.parse(commands)
+    if missing:
+        link.refuse(
+            UnsupportedServer(
+                f"the server lacks {', '.join(missing)}: streamfleet needs Redis 6.2 or later, or any Valkey"
+            )
+        )
+        return
     policy = _maxmemory_policy(info)
     if policy not in ("", "noeviction"):
         text = (

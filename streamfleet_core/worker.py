@@ -22,6 +22,7 @@ from streamfleet_core.config import WorkerConfig
 from streamfleet_core.control import Controller
 from streamfleet_core.errors import ServerRefused, UsageError
 from streamfleet_core.events import Event, EventKind
+from streamfleet_core.features import Feature
 from streamfleet_core.keys import QueueKeys, queue_keys
 from streamfleet_core.link import FOREVER, Action, Finished, Link, Outage, Role, Sleep
 from streamfleet_core.reading import Reader
@@ -88,6 +89,8 @@ class WorkerMachine:
         """Deliveries in our hands in any phase that is not terminal."""
         self.running = 0
         self.stopping = False
+        self.features: frozenset[Feature] = frozenset()
+        """What the server can do beyond the baseline, once it has been asked."""
         self.stop_at = FOREVER
         """When running handlers are given up."""
         self.gave_up = False
