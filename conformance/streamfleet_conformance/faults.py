@@ -20,9 +20,7 @@ class Fault(Enum):
 
     REQUEST_LOST = "nothing of the request reaches the server; both connections are cut"
     REPLY_LOST = "the server executes the request; the client is cut off instead of getting the reply"
-    DELIVERED_LATE = (
-        "the client is cut off; the request comes to the server later on its still open connection"
-    )
+    DELIVERED_LATE = "the client is cut off; the request comes to the server later on its still open connection"
     CUT = "half of the request reaches the server, up to the middle of a command; both connections are cut"
     CUT_MID_REPLY = "the server executes the request; the client is cut off after half of the reply"
     SLOW = "the reply is held back for a time, with all that follows it"

@@ -182,11 +182,9 @@ class Link:
         self.review()
 
     def cut(self) -> None:
-        """Cut the client off; what has not left yet is lost. A request that is kept for later stays."""
-        if not self.client.closed:
-            self.server.out.clear()
-            self.client.close()
-            self.review()
+        """Cut the client off. What it has sent still reaches the server; what is kept for later stays so."""
+        self.client.close()
+        self.review()
 
     def freeze(self, frozen: bool) -> None:
         """Let no byte pass, or let them pass again."""
@@ -312,7 +310,7 @@ class Link:
         if strike is not None:
             strike.replies -= replies
             self._struck_reply(strike, data)
-        elif not self.client.closed and not self.client.finishing:
+        elif not self.client.closed:
             self.client.send(data)
         if self._waiting is not None and not self._owed:
             waiting, self._waiting = self._waiting, None

@@ -133,7 +133,7 @@ class FaultProxy:
         self._call(lambda: self._set_refusing(False))
 
     def cut_all(self) -> None:
-        """Cut everybody off. What has not left yet is lost; requests kept for late delivery stay."""
+        """Cut everybody off. Replies are lost; requests that have come in, or are kept for later, are not."""
         self._call(self._cut_all)
 
     def blackhole(self) -> None:

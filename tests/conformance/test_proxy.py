@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -127,6 +128,15 @@ def connect(proxy: FaultProxy) -> Iterator[Connect]:
         client.close()
 
 
+def block_reaches(direct: Client) -> None:
+    """Wait until the server holds a blocking command."""
+    eventually(lambda: b"blocked_clients:1" in direct.call(b"INFO", b"clients"))
+
+
+def connections(direct: Client) -> int:
+    return int(direct.call(b"CLIENT", b"LIST").count(b"\n"))
+
+
 def entries(direct: Client) -> int:
     return int(direct.call(b"XLEN", b"s"))
 
@@ -134,9 +144,7 @@ def entries(direct: Client) -> int:
 class TestPassing:
     def test_replies_of_every_kind_pass(self, connect: Connect) -> None:
         client = connect()
-        client.send(
-            (b"GET", b"no"), (b"RPUSH", b"l", b"a\r\n", b""), (b"LRANGE", b"l", b"0", b"-1"), (b"NO",)
-        )
+        client.send((b"GET", b"no"), (b"RPUSH", b"l", b"a\r\n", b""), (b"LRANGE", b"l", b"0", b"-1"), (b"NO",))
         nothing, length, words, error = client.read(4)
         assert (nothing, length, words) == (None, b"2", [b"a\r\n", b""])
         assert error.startswith(b"ERR unknown command")
@@ -159,14 +167,50 @@ class TestPassing:
     def test_a_client_that_leaves_takes_its_server_connection_along(
         self, connect: Connect, proxy: FaultProxy, direct: Client
     ) -> None:
-        before = direct.call(b"CLIENT", b"LIST").count(b"\n")
+        before = connections(direct)
         client = connect()
         client.call(b"PING")
         assert proxy.connections == 1
         client.send(ADD)
         client.close()
-        eventually(lambda: direct.call(b"CLIENT", b"LIST").count(b"\n") == before)
+        eventually(lambda: connections(direct) == before)
         assert (proxy.connections, entries(direct)) == (0, 1)
+
+    def test_what_a_client_sent_before_it_left_is_executed(
+        self, connect: Connect, proxy: FaultProxy, server: EmbeddedServer, direct: Client
+    ) -> None:
+        client, sent = connect(), 0
+        client.call(b"PING")
+        (link,) = proxy._links
+        server.suspend()
+        try:
+            while not link.server.out:
+                client.send((b"APPEND", b"k", bytes(1 << 16)))
+                sent += 1
+                assert proxy.connections == 1
+            client.sock.shutdown(socket.SHUT_WR)
+            assert client.until_cut() == b""
+        finally:
+            server.resume()
+        eventually(lambda: direct.call(b"STRLEN", b"k") == b"%d" % (sent << 16))
+
+    def test_what_a_frozen_server_has_not_taken_is_bounded(
+        self, connect: Connect, proxy: FaultProxy, server: EmbeddedServer
+    ) -> None:
+        client, sent, piece = connect(), 0, pack((b"SET", b"k", bytes(1 << 16)))
+        client.call(b"PING")
+        server.suspend()
+        (link,) = proxy._links
+        client.sock.setblocking(False)
+        try:
+            for _ in range(2_000):
+                assert proxy.connections == 1
+                with suppress(BlockingIOError):
+                    sent += client.sock.send(piece)
+            assert HIGH_WATER <= len(link.server.out) < HIGH_WATER + READ_SIZE
+            assert sent < 2_000 * len(piece)
+        finally:
+            server.resume()
 
 
 class TestRequestLost:
@@ -191,9 +235,7 @@ class TestRequestLost:
         connect().call(*ADD)
         assert entries(direct) == 1
 
-    def test_a_command_in_parts_is_recognised(
-        self, connect: Connect, proxy: FaultProxy, direct: Client
-    ) -> None:
+    def test_a_command_in_parts_is_recognised(self, connect: Connect, proxy: FaultProxy, direct: Client) -> None:
         lost, client, packed = proxy.inject(Fault.REQUEST_LOST, b"XADD"), connect(), pack(ADD)
         client.sock.sendall(packed[:9])
         assert (proxy.connections, lost.hits) == (1, 0)
@@ -218,7 +260,7 @@ class TestReplyLost:
         lost, client = proxy.inject(Fault.REPLY_LOST, b"XREADGROUP"), connect()
         client.call(b"XGROUP", b"CREATE", b"s", b"g", b"0", b"MKSTREAM")
         client.send((b"XREADGROUP", b"GROUP", b"g", b"c", b"BLOCK", b"0", b"STREAMS", b"s", b">"))
-        eventually(lambda: b"blocked_clients:1" in direct.call(b"INFO", b"clients"))
+        block_reaches(direct)
         assert client.got_nothing()
         direct.call(*ADD)
         lost.wait_hit()
@@ -229,20 +271,55 @@ class TestReplyLost:
         self, connect: Connect, proxy: FaultProxy, direct: Client
     ) -> None:
         lost, client = proxy.inject(Fault.REPLY_LOST, b"XADD"), connect()
-        client.send((b"BLPOP", b"l", b"0"))
-        eventually(lambda: b"blocked_clients:1" in direct.call(b"INFO", b"clients"))
+        client.send((b"PING",), (b"BLPOP", b"l", b"0"))
+        assert client.read() == [b"PONG"]
+        block_reaches(direct)
         client.send(ADD)
+        assert proxy.connections == 1  # and it has taken in what was sent before the question
         direct.call(b"RPUSH", b"l", b"x")
         lost.wait_hit()
         assert entries(direct) == 1
         assert client.until_cut() == b"*2\r\n$1\r\nl\r\n$1\r\nx\r\n"
+
+    @pytest.mark.parametrize("struck", [b"BLPOP", b"XADD"])
+    def test_what_is_sent_after_the_struck_request_is_lost_too(
+        self, connect: Connect, proxy: FaultProxy, direct: Client, struck: bytes
+    ) -> None:
+        before = connections(direct)
+        lost, client = proxy.inject(Fault.REPLY_LOST, struck), connect()
+        client.send((b"BLPOP", b"l", b"0"))
+        block_reaches(direct)
+        for command in (ADD, (b"SET", b"after", b"1")):
+            client.send(command)
+            assert proxy.connections == 1
+        direct.call(b"RPUSH", b"l", b"x")
+        lost.wait_hit()
+        client.until_cut()
+        eventually(lambda: connections(direct) == before)
+        assert (direct.call(b"GET", b"after"), entries(direct)) == (None, int(struck == b"XADD"))
+
+    def test_a_request_that_is_cut_before_its_turn_leaves_the_fault_to_the_next(
+        self, connect: Connect, proxy: FaultProxy, direct: Client
+    ) -> None:
+        lost, client = proxy.inject(Fault.REPLY_LOST, b"XADD"), connect()
+        client.send((b"BLPOP", b"l", b"0"))
+        block_reaches(direct)
+        client.send(ADD)
+        assert proxy.connections == 1
+        proxy.cut_all()
+        client.until_cut()
+        assert lost.hits == 0
+        second = connect()
+        second.send(ADD)
+        assert second.until_cut() == b""
+        assert (lost.hits, entries(direct)) == (1, 1)
 
     def test_a_client_that_leaves_before_the_reply_leaves_the_fault_to_the_next(
         self, connect: Connect, proxy: FaultProxy, direct: Client
     ) -> None:
         lost, client = proxy.inject(Fault.REPLY_LOST, b"BLPOP"), connect()
         client.send((b"BLPOP", b"l", b"0"))
-        eventually(lambda: b"blocked_clients:1" in direct.call(b"INFO", b"clients"))
+        block_reaches(direct)
         client.close()
         eventually(lambda: b"blocked_clients:0" in direct.call(b"INFO", b"clients"))
         assert lost.hits == 0
@@ -291,6 +368,7 @@ class TestDeliveredLate:
     ) -> None:
         proxy.inject(Fault.DELIVERED_LATE, b"XADD")
         client = connect()
+        client.call(b"PING")  # the server, too, knows of the connection
         client.send(ADD)
         client.until_cut()
         direct.call(b"CLIENT", b"KILL", b"TYPE", b"normal", b"SKIPME", b"yes")
@@ -482,7 +560,7 @@ class TestReach:
         client, blocked = connect(), connect()
         client.call(b"PING")
         blocked.send((b"BLPOP", b"l", b"0"))
-        eventually(lambda: b"blocked_clients:1" in direct.call(b"INFO", b"clients"))
+        block_reaches(direct)
         proxy.blackhole()
         client.send(ADD)
         direct.call(b"RPUSH", b"l", b"x")
@@ -499,16 +577,15 @@ class TestReach:
         newcomer.read()
         assert entries(direct) == 2
 
-    def test_timers_stand_still_in_a_black_hole(
-        self, connect: Connect, proxy: FaultProxy, direct: Client
-    ) -> None:
+    def test_timers_stand_still_in_a_black_hole(self, connect: Connect, proxy: FaultProxy, direct: Client) -> None:
         late = proxy.inject(Fault.DELIVERED_LATE)
         connect().send(ADD)
         late.wait_hit()
         proxy.blackhole()
         with pytest.raises(TimeoutError):
             proxy.release_late(timeout=0.01)
-        assert entries(direct) == 0
+        for _ in range(50):
+            assert (proxy.late, entries(direct)) == (1, 0)
         proxy.heal()
         eventually(lambda: entries(direct) == 1)
 
