@@ -113,7 +113,7 @@ STREAM_COMMANDS = st.one_of(
     command("XTRIM", STREAMS, TRIM),
     command("XRANGE", KEYS, BOUNDS, BOUNDS, maybe("COUNT", COUNTS)),
     command("XREVRANGE", KEYS, BOUNDS, BOUNDS, maybe("COUNT", COUNTS)),
-    command("XREAD", maybe("COUNT", COUNTS), "STREAMS", several(KEYS, 1), st.one_of(IDS, words("$ >"))),
+    command("XREAD", maybe("COUNT", COUNTS), "STREAMS", several(KEYS, 2), st.one_of(IDS, words("$ >"))),
     command("XREAD STREAMS s t", IDS, IDS),
     command("XINFO STREAM", KEYS),
     command("XINFO GROUPS", KEYS),
@@ -127,7 +127,7 @@ GROUP_COMMANDS = st.one_of(
     command("XGROUP", words("CREATECONSUMER DELCONSUMER"), KEYS, GROUPS, CONSUMERS),
     command("XREADGROUP GROUP", GROUPS, CONSUMERS, "NOACK STREAMS", STREAMS, ">"),
     command("XREADGROUP GROUP", GROUPS, CONSUMERS, maybe("COUNT", COUNTS), "STREAMS", KEYS, IDS),
-    command("XREADGROUP GROUP", GROUPS, CONSUMERS, "STREAMS s t", words("> 0"), words("> 0 $")),
+    command("XREADGROUP GROUP", GROUPS, CONSUMERS, "STREAMS s t", words("> 0"), several(words("> 0 $"), 2)),
     command("XACK", KEYS, GROUPS, several(IDS)),
     command("XPENDING", KEYS, GROUPS),
     command("XPENDING", KEYS, GROUPS, BOUNDS, BOUNDS, COUNTS, maybe(CONSUMERS)),
@@ -198,7 +198,8 @@ TRANSACTION_COMMANDS = st.one_of(
     command("EXEC"),
     command("WATCH", several(KEYS, 2)),
     command(words("DISCARD UNWATCH MULTI")),
-    command(words("NONSENSE GET"), maybe(words("a b"))),
+    command(words("NONSENSE GET XGROUP XINFO"), maybe(words("a b CREATE DESTROY STREAM"))),
+    command("XGROUP DESTROY", maybe("s g x")),
 )
 
 

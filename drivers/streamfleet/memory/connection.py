@@ -72,9 +72,12 @@ class _AsyncioWaker:
         self._event = asyncio.Event()
 
     def set(self) -> None:
-        # A loop that was closed under its connection has nobody left to wake.
-        if not self._loop.is_closed():
+        try:
             self._loop.call_soon_threadsafe(self._event.set)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+            # The loop was closed under its connection: nobody is left to wake.
 
     async def wait(self, seconds: float) -> None:
         try:

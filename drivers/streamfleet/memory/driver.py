@@ -48,7 +48,7 @@ class MemoryDriver:
 
     def make_unavailable(self, *, lose_data: bool = False) -> None:
         """Stop the server as its users see it: connections are cut and new ones refused."""
-        with self._hub.lock:
+        with self._hub:
             self._hub.available = False
             if lose_data:
                 self._hub.model.reset()
@@ -57,10 +57,10 @@ class MemoryDriver:
 
     def make_available(self) -> None:
         """Let the server accept connections again."""
-        with self._hub.lock:
+        with self._hub:
             self._hub.available = True
 
     def cut_connections(self) -> None:
         """Cut all connections; new ones are accepted."""
-        with self._hub.lock:
+        with self._hub:
             self._hub.model.drop_connections()

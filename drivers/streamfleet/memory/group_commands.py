@@ -226,13 +226,7 @@ def xautoclaim(db: Database, args: list[bytes]) -> Reply:
 
 
 def xgroup(db: Database, args: list[bytes]) -> Reply:
-    name = args[1].upper()
-    subcommand = _XGROUP.get(name)
-    if subcommand is None:
-        refuse(f"ERR unknown subcommand '{text(args[1])}'. Try XGROUP HELP.")
-    arity, run = subcommand
-    if len(args) < -arity or (arity > 0 and len(args) != arity):
-        refuse(f"ERR wrong number of arguments for 'xgroup|{text(name).lower()}' command")
+    _, run = _XGROUP[args[1].upper()]
     return run(db, args)
 
 
@@ -340,13 +334,7 @@ _XGROUP: dict[bytes, tuple[int, Callable[[Database, list[bytes]], Reply]]] = {
 
 
 def xinfo(db: Database, args: list[bytes]) -> Reply:
-    name = args[1].upper()
-    subcommand = _XINFO.get(name)
-    if subcommand is None:
-        refuse(f"ERR unknown subcommand '{text(args[1])}'. Try XINFO HELP.")
-    arity, run = subcommand
-    if len(args) != arity:
-        refuse(f"ERR wrong number of arguments for 'xinfo|{text(name).lower()}' command")
+    _, run = _XINFO[args[1].upper()]
     stream = db.stream(args[2])
     if stream is None:
         refuse("ERR no such key")
@@ -414,3 +402,9 @@ COMMANDS: dict[str, tuple[int, Handler]] = {
     "XGROUP": (-2, xgroup),
     "XINFO": (-2, xinfo),
 }
+
+SUBCOMMANDS: dict[str, dict[bytes, int]] = {
+    "XGROUP": {name: arity for name, (arity, _) in _XGROUP.items()},
+    "XINFO": {name: arity for name, (arity, _) in _XINFO.items()},
+}
+"""The arity of each subcommand, which the server checks before it executes or queues a command."""

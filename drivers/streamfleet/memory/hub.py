@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 from streamfleet.memory.model import ModelServer
-from streamfleet.memory.session import Blocked
+from streamfleet.memory.session import Blocked, Session
 from streamfleet.memory.session_commands import SERVER, VERSION
 from streamfleet_core.connection import Capability, Command, Reply, ServerIdentity
 from streamfleet_core.errors import NotSent, OutcomeUnknown
@@ -36,13 +37,38 @@ W = TypeVar("W", bound=Waker)
 
 
 class Hub:
-    """A model server that threads and event loops may share."""
+    """A model server that threads and event loops may share: to be used within ``with hub:``."""
 
     def __init__(self, model: ModelServer) -> None:
         self.model = model
-        # Held only while commands run, which takes microseconds: an event loop may wait for it, too.
-        self.lock = threading.Lock()
         self.available = True
+        # Held only while commands run, which takes microseconds: an event loop may wait for it, too.
+        self._lock = threading.Lock()
+        self._doomed: deque[Session] = deque()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *details: object) -> None:
+        self._lock.release()
+        if self._doomed:
+            self._close_doomed()
+
+    def close(self, session: Session) -> None:
+        """Close a session without waiting for the lock: whoever holds it does the closing at its release.
+
+        The garbage collector may come here, by way of an abandoned coroutine, in the midst of a command.
+        """
+        self._doomed.append(session)
+        self._close_doomed()
+
+    def _close_doomed(self) -> None:
+        while self._doomed and self._lock.acquire(blocking=False):
+            try:
+                while self._doomed:
+                    self._doomed.popleft().close()
+            finally:
+                self._lock.release()
 
 
 def wall_clock_ms() -> int:
@@ -88,7 +114,7 @@ class Conversation:
         """
         self._hub = hub
         self._broken = False
-        with hub.lock:
+        with hub:
             if not hub.available:
                 raise NotSent("the memory server is not accepting connections")
             self._session = hub.model.session()
@@ -112,7 +138,7 @@ class Conversation:
         remaining = iter(commands)
         self._check_usable()
         while True:
-            with self._hub.lock:
+            with self._hub:
                 if self._session.closed:
                     raise self._loss("the connection was closed by the server")
                 blocked = self._run(remaining, replies)
@@ -148,7 +174,7 @@ class Conversation:
         return max(seconds, 0.001)
 
     def _look_at_clock(self, blocked: Blocked, deadline: float) -> None:
-        with self._hub.lock:
+        with self._hub:
             if blocked.done:
                 return
             self._hub.model.tick()
@@ -167,5 +193,4 @@ class Conversation:
     def close(self) -> None:
         """Close the connection, as seen by both sides. Idempotent."""
         self._broken = True
-        with self._hub.lock:
-            self._session.close()
+        self._hub.close(self._session)

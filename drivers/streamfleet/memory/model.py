@@ -13,7 +13,7 @@ whether or not the client that waits for them is still there to receive them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streamfleet.memory import (
     group_commands,
@@ -29,6 +29,8 @@ from streamfleet.memory.database import Database, Value, WouldBlock
 from streamfleet.memory.session import Blocked, CommandSpec, Session
 from streamfleet.memory.streams import Stream
 from streamfleet_core.connection import Reply, ServerError
+
+_SUBCOMMANDS = {**group_commands.SUBCOMMANDS, **session_commands.SUBCOMMANDS}
 
 
 def _command_table() -> dict[bytes, CommandSpec]:
@@ -49,7 +51,7 @@ def _command_table() -> dict[bytes, CommandSpec]:
         (session_commands.IMMEDIATE_COMMANDS, True),
     ):
         specs += [CommandSpec(name, arity, None, handler, immediate) for name, (arity, handler) in table.items()]
-    return {spec.name.encode(): spec for spec in specs}
+    return {spec.name.encode(): replace(spec, subcommands=_SUBCOMMANDS.get(spec.name)) for spec in specs}
 
 
 _COMMANDS = _command_table()

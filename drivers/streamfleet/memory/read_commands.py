@@ -66,11 +66,8 @@ def _parse(args: list[bytes], command: str) -> _Read:
 def _split_streams(read: _Read, rest: list[bytes], command: str) -> None:
     half, odd = divmod(len(rest), 2)
     if odd:
-        symbols = "ID, '>'" if command == "xreadgroup" else "ID"
-        refuse(
-            f"ERR Unbalanced '{command}' list of streams: for each stream key an "
-            f"{symbols if command == 'xreadgroup' else 'ID'} or '$' must be specified."
-        )
+        symbols = "ID, '+', or '$'"
+        refuse(f"ERR Unbalanced '{command}' list of streams: for each stream key an {symbols} must be specified.")
     read.keys, read.ids = rest[:half], rest[half:]
 
 
@@ -113,11 +110,11 @@ def _group_start(argument: bytes) -> int | None:
     """After which id one's own pending entries are read again; None for new entries."""
     if argument == b">":
         return None
-    if argument == b"$":
+    if argument in (b"$", b"+"):
         refuse(
-            "ERR The $ ID is meaningless in the context of XREADGROUP: you want to read the history of "
-            "this consumer by specifying a proper ID, or use the > ID to get new messages. "
-            "The $ ID would just return an empty result set."
+            f"ERR The {text(argument)} ID is meaningless in the context of XREADGROUP: you want to read the "
+            "history of this consumer by specifying a proper ID, or use the > ID to get new messages. "
+            f"The {text(argument)} ID would just return an empty result set."
         )
     return parse_id(argument)
 

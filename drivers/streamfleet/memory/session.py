@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -25,6 +25,8 @@ class CommandSpec:
     """Set instead of ``handler`` for a command that is about the session."""
     immediate: bool = False
     """Executed at once even between MULTI and EXEC."""
+    subcommands: Mapping[bytes, int] | None = None
+    """The arity of each subcommand, where the command has such."""
 
 
 class Blocked:
@@ -198,6 +200,18 @@ def _refusal(spec: CommandSpec | None, args: list[bytes]) -> ServerError | None:
         return ServerError(
             f"ERR unknown command '{text(args[0][:128])}', with args beginning with: {shown}".rstrip("\r\n")
         )
-    if (spec.arity > 0 and len(args) != spec.arity) or len(args) < -spec.arity:
+    if _wrong_count(spec.arity, args):
         return ServerError(f"ERR wrong number of arguments for '{spec.name.lower()}' command")
+    if spec.subcommands is None:
+        return None
+    arity = spec.subcommands.get(args[1].upper())
+    if arity is None:
+        return ServerError(f"ERR unknown subcommand '{text(args[1][:128])}'. Try {spec.name} HELP.")
+    if _wrong_count(arity, args):
+        name = f"{spec.name}|{text(args[1])}".lower()
+        return ServerError(f"ERR wrong number of arguments for '{name}' command")
     return None
+
+
+def _wrong_count(arity: int, args: list[bytes]) -> bool:
+    return (arity > 0 and len(args) != arity) or len(args) < -arity

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamfleet.memory.arguments import integer, refuse, text
+from streamfleet.memory.arguments import SYNTAX_ERROR, integer, refuse, text
 from streamfleet.memory.session import Session, SessionHandler
 from streamfleet_core.connection import Reply
 
@@ -48,9 +48,7 @@ def client(session: Session, args: list[bytes]) -> Reply:
             return b"OK"
         case [b"UNBLOCK", client_id, *reason]:
             return _unblock(session, client_id, reason)
-        case [b"ID" | b"SETNAME" | b"SETINFO" | b"UNBLOCK" as name, *_]:
-            refuse(f"ERR wrong number of arguments for 'client|{text(name).lower()}' command")
-    refuse(f"ERR unknown subcommand '{text(args[1])}'. Try CLIENT HELP.")
+    refuse(SYNTAX_ERROR)
 
 
 def _unblock(session: Session, client_id: bytes, reason: list[bytes]) -> Reply:
@@ -81,8 +79,6 @@ def info(session: Session, args: list[bytes]) -> Reply:
 
 
 def command(session: Session, args: list[bytes]) -> Reply:
-    if len(args) < 2 or args[1].upper() != b"INFO":
-        refuse(f"ERR unknown subcommand '{text(args[1]) if len(args) > 1 else ''}'. Try COMMAND HELP.")
     found: list[Reply] = []
     for name in args[2:]:
         spec = session.server.commands.get(name.upper())
@@ -91,8 +87,6 @@ def command(session: Session, args: list[bytes]) -> Reply:
 
 
 def acl(session: Session, args: list[bytes]) -> Reply:
-    if args[1].upper() != b"WHOAMI":
-        refuse(f"ERR unknown subcommand '{text(args[1])}'. Try ACL HELP.")
     return b"default"
 
 
@@ -106,7 +100,7 @@ COMMANDS: dict[str, tuple[int, SessionHandler]] = {
     "HELLO": (-1, hello),
     "CLIENT": (-2, client),
     "INFO": (-1, info),
-    "COMMAND": (-1, command),
+    "COMMAND": (-2, command),
     "ACL": (-2, acl),
     "UNWATCH": (1, unwatch),
 }
@@ -116,4 +110,10 @@ IMMEDIATE_COMMANDS: dict[str, tuple[int, SessionHandler]] = {
     "EXEC": (1, Session.exec),
     "DISCARD": (1, Session.discard),
     "WATCH": (-2, Session.watch),
+}
+
+SUBCOMMANDS: dict[str, dict[bytes, int]] = {
+    "CLIENT": {b"ID": 2, b"SETNAME": 3, b"SETINFO": 4, b"UNBLOCK": -3},
+    "COMMAND": {b"INFO": -2},
+    "ACL": {b"WHOAMI": 2},
 }
