@@ -48,9 +48,7 @@ def test_servers_are_sorted_with_the_newest_of_each_engine_first(
     assert names[0] == "valkey-9.1"
 
 
-def test_a_server_of_the_machine_is_named_by_what_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_of_the_machine_is_named_by_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = executable(tmp_path, "redis-server", "Redis server v=7.4.2 sha=0:0 malloc=libc bits=64")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert servers.binary("redis-7.4") == path
@@ -65,9 +63,7 @@ def test_an_executable_that_says_no_version_is_not_a_server(
     assert path not in map(servers.binary, servers.available())
 
 
-def test_an_executable_that_does_not_run_is_not_a_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_executable_that_does_not_run_is_not_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "valkey-server"
     broken.write_bytes(b"\x7fELF of another machine")
     broken.chmod(0o755)
@@ -95,9 +91,7 @@ def test_a_missing_server_of_the_machine_is_named() -> None:
 
 
 def test_launch_sets_persistence_and_the_memory_limit() -> None:
-    with servers.launch(
-        "valkey-9.1", appendonly=True, maxmemory="64mb", extra=("--databases", "3")
-    ) as server:
+    with servers.launch("valkey-9.1", appendonly=True, maxmemory="64mb", extra=("--databases", "3")) as server:
         assert b"yes" in talk(server.port, b"CONFIG GET appendonly")
         assert b"67108864" in talk(server.port, b"CONFIG GET maxmemory")
         assert b"$1\r\n3\r\n" in talk(server.port, b"CONFIG GET databases")
