@@ -6,9 +6,9 @@
 Importing this package imports no client library.
 """
 
+from streamfleet import errors
 from streamfleet.drivers import driver_from_url
 from streamfleet.task import Task
-from streamfleet_core import errors
 from streamfleet_core.errors import (
     BufferFull,
     DoNotRetry,

@@ -73,6 +73,7 @@ class Client:
         self._waiting = 0
         self._closing = False
         self._ended = False
+        self._unsent = 0
 
     # ---- enqueue ------------------------------------------------------------------------------------
 
@@ -200,14 +201,14 @@ class Client:
         with self._loops.lock:
             machine = self._machine
             if self._ended:
-                return machine.pending
+                return self._unsent
             deadline = None if timeout is None else monotonic() + timeout
             if not self._closing:
                 self._closing = True
                 machine.close(monotonic())
             self._loops.after_step()
             self._wait_until(lambda: machine.pending == 0, deadline)
-            unsent = machine.pending
+            unsent = self._unsent = machine.pending
             if unsent:
                 machine.close(monotonic(), abandon=True)
             self._loops.interrupt_finished()
