@@ -236,19 +236,19 @@ def _group_position(stream: Stream | None, argument: bytes) -> int:
     return parse_id(argument)
 
 
-def _entries_read(options: list[bytes]) -> tuple[bool, int]:
-    """MKSTREAM and ENTRIESREAD."""
+def _group_options(options: list[bytes], subcommand: str) -> tuple[bool, int]:
+    """Whether MKSTREAM is set, and ENTRIESREAD, of CREATE or SETID."""
     make, count = False, UNKNOWN_COUNT
     rest = iter(options)
     for option in rest:
-        if option.upper() == b"MKSTREAM":
+        if option.upper() == b"MKSTREAM" and subcommand == "CREATE":
             make = True
         elif option.upper() == b"ENTRIESREAD" and (value := next(rest, None)) is not None:
             count = integer(value)
             if count < -1:
                 refuse("ERR value for ENTRIESREAD must be positive or -1")
         else:
-            refuse("ERR unknown subcommand or wrong number of arguments for 'CREATE'. Try XGROUP HELP.")
+            refuse(f"ERR unknown subcommand or wrong number of arguments for '{subcommand}'. Try XGROUP HELP.")
     return make, count
 
 
@@ -269,7 +269,7 @@ def _existing_group(db: Database, args: list[bytes]) -> tuple[Stream, Group]:
 
 
 def _xgroup_create(db: Database, args: list[bytes]) -> Reply:
-    make, count = _entries_read(args[5:])
+    make, count = _group_options(args[5:], "CREATE")
     stream = db.stream(args[2])
     if stream is None and not make:
         refuse(_NO_KEY)
@@ -285,7 +285,7 @@ def _xgroup_create(db: Database, args: list[bytes]) -> Reply:
 
 
 def _xgroup_setid(db: Database, args: list[bytes]) -> Reply:
-    _, count = _entries_read(args[5:])
+    _, count = _group_options(args[5:], "SETID")
     stream, group = _existing_group(db, args)
     extreme = args[4] in (b"-", b"+")  # which CREATE does not take
     group.last_id = parse_range_id(args[4], 0) if extreme else _group_position(stream, args[4])
@@ -342,6 +342,8 @@ def xinfo(db: Database, args: list[bytes]) -> Reply:
 
 
 def _xinfo_stream(stream: Stream, args: list[bytes], now_ms: int) -> Reply:
+    if len(args) > 3:  # FULL is not modelled
+        refuse("ERR unknown subcommand or wrong number of arguments for 'STREAM'. Try XINFO HELP.")
     first, last = stream.entries.first(), stream.entries.last()
     by_id = stream.entries.by_id
     nodes = -(-len(by_id) // 100)
@@ -389,7 +391,7 @@ def _xinfo_consumers(stream: Stream, args: list[bytes], now_ms: int) -> Reply:
 
 
 _XINFO = {
-    b"STREAM": (3, _xinfo_stream),
+    b"STREAM": (-3, _xinfo_stream),
     b"GROUPS": (3, _xinfo_groups),
     b"CONSUMERS": (4, _xinfo_consumers),
 }

@@ -66,8 +66,11 @@ def _parse(args: list[bytes], command: str) -> _Read:
 def _split_streams(read: _Read, rest: list[bytes], command: str) -> None:
     half, odd = divmod(len(rest), 2)
     if odd:
-        symbols = "ID, '+', or '$'"
-        refuse(f"ERR Unbalanced '{command}' list of streams: for each stream key an {symbols} must be specified.")
+        special = ">" if command == "xreadgroup" else "$"
+        refuse(
+            f"ERR Unbalanced '{command}' list of streams: for each stream key an ID or '{special}' "
+            "must be specified."
+        )
     read.keys, read.ids = rest[:half], rest[half:]
 
 

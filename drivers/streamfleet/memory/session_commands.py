@@ -20,8 +20,10 @@ def ping(session: Session, args: list[bytes]) -> Reply:
 def hello(session: Session, args: list[bytes]) -> Reply:
     if len(args) > 1:
         version = integer(args[1], "ERR Protocol version is not an integer or out of range")
-        if version != 2 or len(args) > 2:
+        if version != 2:
             refuse("NOPROTO unsupported protocol version")
+        if len(args) > 2:
+            refuse(f"ERR Syntax error in HELLO option '{text(args[2])}'")
     return [
         *(b"server", SERVER),
         *(b"version", VERSION),

@@ -116,6 +116,8 @@ def _parse_xadd_options(args: list[bytes]) -> tuple[int, bool, _Trim | None]:
                 if trim is not None and trim.strategy != option:
                     refuse("ERR syntax error, MAXLEN and MINID options at the same time are not compatible")
                 trim, index = _parse_trim(args, index)
+            case b"LIMIT" if index + 1 < len(args):
+                refuse("ERR syntax error, LIMIT cannot be used without specifying a trimming strategy")
             case _:
                 break
     return index, create, trim
