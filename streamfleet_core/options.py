@@ -9,14 +9,18 @@ from streamfleet_core.errors import InvalidTask
 from streamfleet_core.retry import RetryPolicy
 
 
-@lru_cache(maxsize=256)
-def _policy(max_retries: int | None, delay: float | None) -> RetryPolicy:
-    if delay is None:
-        return RetryPolicy(max_retries=max_retries)
+def _check_delay(delay: object) -> None:
+    # Before the cache, which takes True for 1 and cannot look up what has no hash.
     if isinstance(delay, bool) or not isinstance(delay, int | float):
         raise InvalidTask(f"retry_delay must be a number of seconds, got {type(delay).__name__}: {delay!r:.40}")
     if not delay >= 0:
         raise InvalidTask(f"retry_delay must be zero or more seconds, got {delay!r}")
+
+
+@lru_cache(maxsize=256)
+def _policy(max_retries: int | None, delay: float | None) -> RetryPolicy:
+    if delay is None:
+        return RetryPolicy(max_retries=max_retries)
     return RetryPolicy(max_retries=max_retries, delay=delay, max_delay=max(delay, DEFAULT_RETRY.max_delay))
 
 
@@ -42,5 +46,7 @@ def task_options(
     else:
         if not isinstance(max_retries, int | None) or isinstance(max_retries, bool):
             raise InvalidTask(f"max_retries must be a whole number, or None for ever, got {max_retries!r:.40}")
+        if retry_delay is not None:
+            _check_delay(retry_delay)
         policy = _policy(max_retries, retry_delay)
     return Options(retry=policy, delay=delay, at=at, expires_in=expires_in, expires_at=expires_at)
