@@ -2,8 +2,8 @@
 
 The server listens on the loopback interface only, keeps its files in a directory of its own and is ended by
 its own process id. It is stopped by `EmbeddedServer.stop`, by leaving the ``with`` block, or at the latest
-when the interpreter exits. A Python process that is killed outright (SIGKILL) cannot stop its server, which
-then lives on: give ``directory=`` to find the process id in ``server.pid`` there.
+when the interpreter exits. A Python process that dies by a signal (SIGKILL, or a SIGTERM that it does not
+handle) cannot stop its server, which then lives on: ``server.pid`` in its directory tells the process id.
 """
 
 from __future__ import annotations
@@ -208,9 +208,7 @@ class EmbeddedServer:
                 text = _read_probe(probe)
         except OSError:
             return False
-        if text.startswith(
-            ("-NOAUTH", "-NOPERM")
-        ):  # it is up, and set up (through ``extra``) not to tell more
+        if text.startswith(("-NOAUTH", "-NOPERM")):  # it is up, and set up (through ``extra``) not to tell more
             self.engine, self.version = _version_of(self.binary)
             return True
         info = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
