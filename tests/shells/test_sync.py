@@ -474,10 +474,8 @@ def test_bad_settings_are_refused_with_their_name(driver, options):
 def test_a_wrong_typed_key_is_named_when_the_worker_starts(driver, caplog):
     ask(driver, "SET", "{streamfleet:q}:dead", "x")
     worker = worker_of(driver, len)
-    with (
-        caplog.at_level(logging.CRITICAL, "streamfleet"),
-        pytest.raises(WrongKeyType, match="holds a string.*stream"),
-    ):
+    quiet = caplog.at_level(logging.CRITICAL, "streamfleet")
+    with quiet, pytest.raises(WrongKeyType, match="holds a string.*stream"):
         worker.run()
 
 
