@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -49,7 +49,7 @@ class Database:
         self.values: dict[bytes, Value] = {}
         self.expires: dict[bytes, int] = {}
         self.watchers: dict[bytes, dict[Watcher, None]] = {}
-        self.awaited: dict[bytes, int] = {}  # key -> how many blocked sessions wait for it
+        self.awaited: Container[bytes] = ()  # the keys that blocked sessions wait for
         self.ready: dict[bytes, None] = {}  # awaited keys that changed, in the order of their change
 
     def lookup(self, key: bytes) -> Value | None:

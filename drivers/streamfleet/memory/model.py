@@ -71,10 +71,17 @@ class ModelServer:
     def __init__(self, now_ms: Callable[[], int]) -> None:
         self.now_ms = now_ms
         self.commands = _COMMANDS
-        self.database = Database()
         self.sessions: dict[int, Session] = {}
         self._next_client_id = 1
-        self._blocked: dict[Blocked, None] = {}  # in the order of their arrival: first come, first served
+        self._blocked: dict[Blocked, None] = {}
+        # By key, in the order of their arrival: first come, first served.
+        self._waiting: dict[bytes, dict[Blocked, None]] = {}
+        self.database = self._empty_database()
+
+    def _empty_database(self) -> Database:
+        database = Database()
+        database.awaited = self._waiting
+        return database
 
     def session(self) -> Session:
         """Open a session, as a new connection does."""
@@ -93,7 +100,7 @@ class ModelServer:
     def reset(self) -> None:
         """Restart without data: all sessions are closed and all keys are gone."""
         self.drop_connections()
-        self.database = Database()
+        self.database = self._empty_database()
 
     def snapshot(self) -> Snapshot:
         """The data as it is now. Costs one pass over groups and keys; entries are shared, not copied."""
@@ -133,9 +140,8 @@ class ModelServer:
         deadline = self.database.now_ms + wait.timeout_ms if wait.timeout_ms else None
         blocked = session.blocked = Blocked(session, wait, deadline)
         self._blocked[blocked] = None
-        awaited = self.database.awaited
         for key in wait.keys:
-            awaited[key] = awaited.get(key, 0) + 1
+            self._waiting.setdefault(key, {})[blocked] = None
         return blocked
 
     def serve_ready(self) -> None:
@@ -144,7 +150,7 @@ class ModelServer:
         while database.ready:
             key = next(iter(database.ready))
             del database.ready[key]
-            for blocked in [one for one in self._blocked if key in one.keys]:
+            for blocked in list(self._waiting.get(key, ())):
                 if blocked.done or (blocked.wait.needs_stream and not self._is_stream(key)):
                     continue
                 outcome = self._try_again(blocked.wait)
@@ -172,11 +178,11 @@ class ModelServer:
         del self._blocked[blocked]
         blocked.done = True
         blocked.session.blocked = None
-        awaited = self.database.awaited
-        for key in blocked.keys:
-            awaited[key] -= 1
-            if not awaited[key]:
-                del awaited[key]
+        for key in dict.fromkeys(blocked.keys):
+            waiting = self._waiting[key]
+            del waiting[blocked]
+            if not waiting:
+                del self._waiting[key]
 
     def forget(self, session: Session) -> None:
         """Drop a closed session. For `Session` only."""

@@ -36,7 +36,7 @@ class Blocked:
     wait; it must not call the server. ``deadline_ms`` is the server's time of the BLOCK timeout, or None.
     """
 
-    __slots__ = ("_wait", "deadline_ms", "done", "lost", "on_done", "reply", "session")
+    __slots__ = ("deadline_ms", "done", "lost", "on_done", "reply", "session", "wait")
 
     def __init__(self, session: Session, wait: WouldBlock, deadline_ms: int | None) -> None:
         self.session = session
@@ -46,20 +46,13 @@ class Blocked:
         """The session was closed meanwhile: there is no reply."""
         self.reply: Reply = None
         self.on_done: Callable[[], None] | None = None
-        self._wait = wait
+        self.wait = wait
+        """How to try again; for the server."""
 
     @property
     def keys(self) -> list[bytes]:
         """The keys that it waits for."""
-        return self._wait.keys
-
-    @property
-    def wait(self) -> WouldBlock:
-        return self._wait
-
-    @wait.setter
-    def wait(self, wait: WouldBlock) -> None:
-        self._wait = wait
+        return self.wait.keys
 
 
 class Session:
