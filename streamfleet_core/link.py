@@ -248,8 +248,10 @@ class Link:
     def replies_received(self, replies: list[Reply], now: float) -> None:
         """The batch in flight has been answered."""
         self._in_flight = False
-        self._failures = 0
+        failures = self._failures
         self.duty.replies(replies, now)
+        if self._failures == failures:  # else the answer was one more of them
+            self._failures = 0
 
     def connection_lost(self, error: Exception, *, outcome_unknown: bool, now: float) -> None:
         """The connection broke, during an exchange or while idle."""
