@@ -126,7 +126,7 @@ class Reader:
 
     def _history_reply(self, queue: QueueState, reply: Reply, now: float) -> None:
         if isinstance(reply, ServerError):
-            self._trouble(reply, now)
+            self._trouble(reply, [queue], now)
             return
         name = queue.keys.queue
         entries = parse_read(reply).get(queue.keys.stream, [])
@@ -138,21 +138,23 @@ class Reader:
 
     def _new_entries(self, reply: Reply, now: float) -> None:
         if isinstance(reply, ServerError):
-            self._trouble(reply, now)
+            self._trouble(reply, self._queues, now)
             return
         by_stream = {queue.keys.stream: queue for queue in self._queues}
         for stream, entries in parse_read(reply).items():
             queue = by_stream[stream]
             self._machine.received(queue, entries, self._fences[queue.keys.queue], self._sent_at)
 
-    def _trouble(self, error: ServerError, now: float) -> None:
+    def _trouble(self, error: ServerError, queues: list[QueueState], now: float) -> None:
         kind = classify(error)
         if kind is ErrorKind.NO_GROUP:
             self._heal = True
         elif kind is ErrorKind.UNBLOCKED:
             return
         else:
-            self.link.trouble(error, ("XREADGROUP", "GROUP", GROUP, "…", self._queues[0].keys.stream), now)
+            # Of several streams the server does not say which one it means.
+            keys = ("STREAMS", queues[0].keys.stream) if len(queues) == 1 else ()
+            self.link.trouble(error, ("XREADGROUP", "GROUP", GROUP, self._machine.consumer, *keys), now)
 
     def _healing(self) -> list[Command]:
         """Create missing groups at 0, so that undeleted entries are delivered again.

@@ -147,6 +147,7 @@ class Wire:
     def lose(self, *, unknown: bool = True, late: bool = False) -> None:
         """The connection breaks. ``late``: the server still gets what was on its way (see ``ghosts``)."""
         flight, self.flight = self.flight, None
+        self.wake_at = 0.0
         if flight is not None and late and not flight.executed:
             self.ghosts.append(flight)
             self.session = None
@@ -306,6 +307,20 @@ class World:
 
     def deny(self, command: Command) -> str | None:
         return next((denied for denial in self.denials if (denied := denial(command)) is not None), None)
+
+    def refuse(self, line: str, *names: str, times: int = 1_000_000) -> Callable[[], None]:
+        """Answer these commands with an error, so many times; returns what ends it."""
+        left = times
+
+        def denial(command: Command) -> str | None:
+            nonlocal left
+            if word(command[0]) not in names or left <= 0:
+                return None
+            left -= 1
+            return line
+
+        self.denials.append(denial)
+        return lambda: self.denials.remove(denial)
 
     # ---- actors -------------------------------------------------------------------------------------
 
