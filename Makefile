@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: setup test lint types coverage docs clean
+.PHONY: setup test demo lint types coverage docs clean
 
 setup: $(STAMP)
 

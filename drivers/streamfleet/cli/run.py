@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from time import monotonic
 from types import FrameType
 from typing import Any
 
@@ -20,6 +21,8 @@ from streamfleet.identity import worker_name
 from streamfleet.sync import Worker
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SAME_SIGNAL = 0.5
+"""Seconds within which a second signal is taken for an echo of the first."""
 HURRIED = 1
 """Exit code after a second signal: running tasks were left behind, and others take them over."""
 
@@ -72,9 +75,14 @@ def _override(worker: Worker, url: str | None, name: str | None, concurrency: in
 
 
 class _Stop:
-    """Whether a signal has asked for the end."""
+    """Whether, and when, a signal has asked for the end."""
 
     asked = False
+    asked_at = 0.0
+
+    def again(self, now: float) -> bool:
+        """Is this another wish? Process managers and terminals often send one signal twice."""
+        return self.asked and now - self.asked_at > SAME_SIGNAL
 
 
 @contextmanager
@@ -82,11 +90,13 @@ def _stopped_by_signals(worker: Worker) -> Iterator[_Stop]:
     stop = _Stop()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
+        if stop.again(monotonic()):
             # Not sys.exit: a handler's thread that hangs would keep the process. Nothing is lost by it, for
             # what has not been settled stays in the server's pending entries list.
             os._exit(HURRIED)
-        stop.asked = True
+        if stop.asked:
+            return
+        stop.asked, stop.asked_at = True, monotonic()
         name = signal.Signals(number).name
         os.write(2, f"streamfleet: {name}: finishing what runs; once more to leave at once\n".encode())
         worker.request_stop()
