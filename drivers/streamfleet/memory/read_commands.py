@@ -159,11 +159,6 @@ def xread(db: Database, args: list[bytes]) -> Reply | WouldBlock:
     read = _parse(args, "xread")
     positions: list[int] = []
     for key, argument in zip(read.keys, read.ids, strict=True):
-        if argument == b">":
-            refuse(
-                "ERR The > ID can be specified only when calling XREADGROUP using the "
-                "GROUP <group> <consumer> option."
-            )
         positions.append(_position(db.stream(key), argument))
     answers: list[Reply] = []
     for key, after in zip(read.keys, positions, strict=True):
@@ -181,6 +176,10 @@ def xread(db: Database, args: list[bytes]) -> Reply | WouldBlock:
 
 def _position(stream: Stream | None, argument: bytes) -> int:
     """After which id XREAD begins: ``$`` is the end of the stream, ``+`` just before its last entry."""
+    if argument == b">":
+        refuse(
+            "ERR The > ID can be specified only when calling XREADGROUP using the GROUP <group> <consumer> option."
+        )
     if argument == b"$":
         return 0 if stream is None else stream.last_id
     if argument == b"+":
