@@ -77,7 +77,7 @@ TRANSITIONS: dict[Phase, dict[Phase, str]] = {
     },
     Phase.RUNNING: {
         Phase.SETTLING: "the handler returns, raises or takes too long",
-        Phase.RELEASING: "the drain deadline has passed",
+        Phase.RELEASING: "the drain deadline has passed, or the handler was stopped without contact",
         Phase.LOST: "verification: not ours",
     },
     Phase.SETTLING: {

@@ -193,12 +193,32 @@ class WorkerMachine:
         if self._handler_ended(delivery, now):
             self._fail(delivery, error, traceback, retry_in, "not to be retried" if final else "")
 
+    def handler_stopped(self, delivery: Delivery) -> None:
+        """The handler was stopped because the delivery is cancelled, and has no outcome: give the entry back.
+
+        For shells that can stop their handlers. Without contact to the server others may own the entry by now;
+        giving it back goes under the fence like everything else, so that this changes nothing of theirs.
+        """
+        if delivery.phase is not Phase.RUNNING:
+            return
+        self.running -= 1
+        self._timed.pop(delivery, None)
+        delivery.move(Phase.RELEASING)
+        self._lane_of[self._name(delivery)].settler.add(delivery)
+
     def stop(self, now: float, drain: float | None = None) -> None:
-        """Take no new work, give back what has not started, and wait ``drain`` seconds for running handlers."""
+        """Take no new work, give back what has not started, and wait ``drain`` seconds for running handlers.
+
+        Called again, it can only shorten that wait: whoever is in a hurry the second time gets his way.
+        """
+        stop_at = now + (self.config.drain if drain is None else drain)
         if self.stopping:
+            if stop_at < self.stop_at:
+                self.stop_at = self._next_tick = stop_at
+                self.kick_all()
             return
         self.stopping = True
-        self.stop_at = now + (self.config.drain if drain is None else drain)
+        self.stop_at = stop_at
         self._next_tick = now
         for delivery in self.ready:
             if delivery.phase is Phase.READY:
