@@ -39,9 +39,7 @@ def driver_from_url(url: str, *, shell: Shell = "sync") -> Driver | AsyncDriver:
     driver = foreign(url) if foreign is not None else _own(parse_url(url), shell)
     wanted = "connect" if shell == "sync" else "connect_async"
     if not hasattr(driver, wanted):
-        raise WrongDriver(
-            f"the driver for {scheme}:// has no {wanted}(): it does not serve the {shell} shell"
-        )
+        raise WrongDriver(f"the driver for {scheme}:// has no {wanted}(): it does not serve the {shell} shell")
     return driver
 
 
@@ -82,6 +80,4 @@ def _over_a_socket(server: ServerURL, shell: Shell) -> Driver | AsyncDriver:
         from streamfleet.valkey import ValkeyDriver
 
         return ValkeyDriver(server)
-    raise MissingExtra(
-        f"{server.scheme}:// needs a client library: 'pip install streamfleet[{libraries[0]}]'"
-    )
+    raise MissingExtra(f"{server.scheme}:// needs a client library: 'pip install streamfleet[{libraries[0]}]'")

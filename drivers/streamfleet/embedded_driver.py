@@ -39,7 +39,7 @@ class EmbeddedDriver:
             raise WrongDriver(f"the {self.driver.name} driver behind this server is for async shells")
         return self.driver.connect(timeout)
 
-    async def connect_async(self, timeout: float) -> AsyncConnection:  # noqa: ASYNC109
+    async def connect_async(self, timeout: float) -> AsyncConnection:
         """See `streamfleet_core.connection.AsyncDriver.connect_async`. Raises WrongDriver if that is sync."""
         if not isinstance(self.driver, AsyncDriver):
             raise WrongDriver(f"the {self.driver.name} driver behind this server is for threads")

@@ -9,7 +9,6 @@ is over. What fakeredis cannot do is found by trying, once, and declared in ``mi
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import cache
@@ -18,6 +17,7 @@ from time import monotonic
 from typing import Any, cast
 
 from streamfleet.resp import pack_commands
+from streamfleet.running_loop import in_trio
 from streamfleet_core.connection import Argument, Capability, Command, Reply, ServerError, ServerIdentity
 from streamfleet_core.errors import MissingExtra, NotSent, OutcomeUnknown
 
@@ -41,7 +41,7 @@ class FakeSession:
         self._connection = cast("Any", client.connection_pool.get_connection())
         self._socket: Any = self._connection._sock
         self._queueing = False
-        self._socket._decode_error = lambda error: ServerError(error.value)
+        self._socket._decode_error = lambda error: _as_servers_say(error.value)
 
     @property
     def reachable(self) -> bool:
@@ -54,8 +54,14 @@ class FakeSession:
         self._queueing = name == b"MULTI" or (self._queueing and name not in (b"EXEC", b"DISCARD"))
         self._socket.sendall(pack_commands([command]))
         reply: Reply = self._socket.responses.get_nowait()
-        # A read that finds nothing is nil; fakeredis answers XREAD with an empty array.
-        return None if reply == [] and name in _READS else reply
+        if name in _READS:
+            # A read that finds nothing is nil; fakeredis answers XREAD with an empty array.
+            if reply == []:
+                return None
+            # It tells of a missing stream in the words of XGROUP.
+            if isinstance(reply, ServerError) and "requires the key to exist" in reply.message:
+                return ServerError("NOGROUP No such key or consumer group")
+        return reply
 
     def without_block(self, command: Command) -> tuple[Command, float]:
         """A blocking read as one that does not block, and its block time in seconds (else 0)."""
@@ -83,10 +89,10 @@ class FakeSession:
                 words[at] = self._last_id(words[at - count])
 
     def _last_id(self, stream: bytes) -> bytes:
-        reply = self.execute(("XINFO", "STREAM", stream))
-        pairs = zip(reply[::2], reply[1::2], strict=True) if isinstance(reply, list) else ()
-        ids = (value for name, value in pairs if name == b"last-generated-id" and isinstance(value, bytes))
-        return next(ids, b"0-0")
+        match self.execute(("XREVRANGE", stream, "+", "-", "COUNT", 1)):
+            case [[bytes() as entry_id, *_]]:
+                return entry_id
+        return b"0-0"
 
     def close(self) -> None:
         """End the session, and its WATCHes with it."""
@@ -110,8 +116,10 @@ class _FakeExchange:
 
     def _steps(self, commands: Sequence[Command], timeout: float, replies: list[Reply]) -> Iterator[None]:
         """Fill in the replies; each yield asks for a pause."""
-        if self._broken or timeout <= 0 or not self._session.reachable:
-            raise NotSent(f"nothing sent to {self._url}: {self._broken or 'not reachable, or no time left'}")
+        if not self._session.reachable:
+            self._broken = self._broken or "the server has been made unreachable"
+        if self._broken or timeout <= 0:
+            raise NotSent(f"nothing sent to {self._url}: {self._broken or 'no time left'}")
         pack_commands(commands)  # raises TypeError for a wrong argument while nothing has been done yet
         deadline = monotonic() + timeout
         for command in commands:
@@ -172,7 +180,7 @@ class AsyncFakeConnection(_FakeExchange):
         super().__init__(session, url, missing)
         self._sleep = _sleep_of_this_loop()
 
-    async def exchange(self, commands: Sequence[Command], timeout: float) -> list[Reply]:  # noqa: ASYNC109
+    async def exchange(self, commands: Sequence[Command], timeout: float) -> list[Reply]:
         """See `AsyncConnection.exchange`."""
         replies: list[Reply] = []
         await self._sleep(0)
@@ -214,7 +222,7 @@ class FakeDriver:
         """See `streamfleet_core.connection.Driver.connect`."""
         return FakeConnection(self._session(), self.url, self.missing)
 
-    async def connect_async(self, timeout: float) -> AsyncFakeConnection:  # noqa: ASYNC109
+    async def connect_async(self, timeout: float) -> AsyncFakeConnection:
         """See `streamfleet_core.connection.AsyncDriver.connect_async`."""
         return AsyncFakeConnection(self._session(), self.url, self.missing)
 
@@ -264,14 +272,17 @@ def _permissions(session: FakeSession, _other: FakeSession) -> bool:
 
 
 _TRIALS: dict[Capability, Callable[[FakeSession, FakeSession], bool]] = {
-    Capability.SERVER_INFO: _answers(
-        ("INFO",), ("CONFIG", "GET", "maxmemory"), ("MEMORY", "USAGE", "stream")
-    ),
+    Capability.SERVER_INFO: _answers(("INFO",), ("CONFIG", "GET", "maxmemory"), ("MEMORY", "USAGE", "stream")),
     Capability.CLUSTER_COMMANDS: _answers(("CLUSTER", "KEYSLOT", "stream")),
     Capability.XACKDEL: _answers(("XACKDEL", "stream", "group", "IDS", 1, "1-1")),
     Capability.WATCH_SEES_XDEL: _watch_sees_xdel,
     Capability.ACL: _permissions,
 }
+
+
+def _as_servers_say(line: str) -> ServerError:
+    """fakeredis puts ERR before one of the codes."""
+    return ServerError(line.removeprefix("ERR ") if line.startswith("ERR BUSYGROUP") else line)
 
 
 def _name(command: Command) -> bytes:
@@ -284,9 +295,9 @@ def _as_bytes(argument: Argument) -> bytes:
 
 def _sleep_of_this_loop() -> Callable[[float], Awaitable[Any]]:
     """The sleep of the running library. Raises RuntimeError outside of asyncio and trio."""
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_run():
-        sleep: Callable[[float], Awaitable[Any]] = trio.sleep
-        return sleep
+    if in_trio():
+        import trio
+
+        return trio.sleep
     asyncio.get_running_loop()
     return asyncio.sleep

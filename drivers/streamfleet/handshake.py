@@ -83,9 +83,7 @@ class Greeting:
     def _from_hello(self, reply: list[Reply]) -> ServerIdentity:
         names = [str(name, "utf-8", "replace") for name in reply[::2] if isinstance(name, bytes)]
         said = dict(zip(names, reply[1::2], strict=True))
-        text = {
-            name: str(value, "utf-8", "replace") for name, value in said.items() if isinstance(value, bytes)
-        }
+        text = {name: str(value, "utf-8", "replace") for name, value in said.items() if isinstance(value, bytes)}
         client_id = said.get("id")
         return self._identity(
             server=text.get("server", "unknown"),

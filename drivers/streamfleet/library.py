@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import ssl
-import sys
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,6 +18,7 @@ from typing import Any, ClassVar, Protocol
 
 from streamfleet.handshake import Greeting
 from streamfleet.resp import Codec, installed_codec
+from streamfleet.running_loop import in_trio
 from streamfleet.settings import settings_for
 from streamfleet.socket_connection import SocketConnection
 from streamfleet.stream_connection import StreamConnection
@@ -32,6 +32,7 @@ class CredentialProvider(Protocol):
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
         """A password, or a user's name and password, that are valid now. May block."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +105,12 @@ class LibraryDriver:
         opened.greet(greeting, timeout)
         return opened
 
-    async def connect_async(self, timeout: float) -> StreamConnection:  # noqa: ASYNC109
+    async def connect_async(self, timeout: float) -> StreamConnection:
         """See `streamfleet_core.connection.AsyncDriver.connect_async`. For asyncio.
 
         Raises WrongDriver under trio.
         """
-        if _in_trio():
+        if in_trio():
             raise WrongDriver(
                 f"{type(self).__name__} serves threads and asyncio; under trio use "
                 f"TrioDriver({self.url!r}) of streamfleet.trio_driver"
@@ -194,8 +195,3 @@ class LibraryDriver:
 
 def _leave_login_to_us(connection: object) -> None:
     """Stands in for the library's own login, whose error replies come without their codes."""
-
-
-def _in_trio() -> bool:
-    trio = sys.modules.get("trio")
-    return trio is not None and bool(trio.lowlevel.in_trio_run())

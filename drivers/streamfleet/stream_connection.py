@@ -39,7 +39,7 @@ class StreamConnection(asyncio.BufferedProtocol):
         if self._transport.is_closing():
             self._broken = "closed by the server"
 
-    async def greet(self, greeting: Greeting, timeout: float) -> None:  # noqa: ASYNC109
+    async def greet(self, greeting: Greeting, timeout: float) -> None:
         """Log in and learn the server's identity, in at most two exchanges of ``timeout`` seconds each.
 
         Raises NotSent or a ServerRefused; the connection is closed then.
@@ -56,7 +56,7 @@ class StreamConnection(asyncio.BufferedProtocol):
             self.close()
             raise
 
-    async def exchange(self, commands: Sequence[Command], timeout: float) -> list[Reply]:  # noqa: ASYNC109
+    async def exchange(self, commands: Sequence[Command], timeout: float) -> list[Reply]:
         """See `AsyncConnection.exchange`. Raises TypeError, with nothing sent, for an unusable argument."""
         payload = self._pack(commands)
         if self._broken or timeout <= 0:
@@ -99,9 +99,9 @@ class StreamConnection(asyncio.BufferedProtocol):
         self._break("closed by the server")
         return False
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone."""
-        self._break(str(error) if error else "closed by the server")
+        self._break(str(exc) if exc else "closed by the server")
 
     def _parse(self) -> None:
         waiter, replies, gets = self._waiter, self._replies, self._reader.gets

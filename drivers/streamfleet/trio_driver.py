@@ -54,7 +54,7 @@ class TrioConnection:
             self.close()
             raise
 
-    async def exchange(self, commands: Sequence[Command], timeout: float) -> list[Reply]:  # noqa: ASYNC109
+    async def exchange(self, commands: Sequence[Command], timeout: float) -> list[Reply]:
         """See `AsyncConnection.exchange`. Raises TypeError, with nothing sent, for an unusable argument."""
         payload = self._pack(commands)
         if self._broken or timeout <= 0:
@@ -154,7 +154,7 @@ class TrioDriver:
         self._tls = settings.tls
         self._codec = codec or installed_codec()
 
-    async def connect_async(self, timeout: float) -> TrioConnection:  # noqa: ASYNC109
+    async def connect_async(self, timeout: float) -> TrioConnection:
         """See `streamfleet_core.connection.AsyncDriver.connect_async`."""
         with trio.move_on_after(min(timeout, self.connect_timeout)):
             try:
