@@ -1,0 +1,1 @@
+"""The cases: each is a function of pytest that is given a `Scene`."""
