@@ -268,13 +268,16 @@ class Settler:
         """Entries to renew: at each quarter of the lease, all that are older than an eighth."""
         if now < self._next_beat:
             return []
-        young = now - self._machine.config.lease / 8
-        return [
+        lease = self._machine.config.lease
+        due = [
             delivery
             for queue in self._queues
             for delivery in queue.in_flight.values()
-            if delivery.leased_from <= young and delivery.phase is not Phase.RELEASING
+            if delivery.leased_from <= now - lease / 8 and delivery.phase is not Phase.RELEASING
         ]
+        if not due:
+            self._next_beat = now + lease / 4  # else the link would look again and again until one is old enough
+        return due
 
     # ---- verification -------------------------------------------------------------------------------
 
