@@ -67,6 +67,8 @@ class Commit:
     beats: list[Delivery] = field(default_factory=list)
     claims: list[int] = field(default_factory=list)
     """Positions of the beats' XCLAIMs among the commands."""
+    rescued: set[Delivery] = field(default_factory=set)
+    """Those whose transfer failed: they end here, but not as their verdict says."""
     sent_at: float = 0.0
 
     def add(self, commands: list[Command], mark: Delivery | None = None) -> None:
@@ -400,7 +402,10 @@ class Settler:
             text = f"gave {len(commit.released)} entries back"
             self._machine.emit(EventKind.RELEASED, text, entries=len(commit.released))
         for delivery in commit.settled:
-            self._settled(delivery)
+            if delivery in commit.rescued:
+                ended(delivery, Phase.SETTLED)
+            else:
+                self._settled(delivery)
         for queue in self._queues:
             self._machine.room_changed(queue.keys.queue)
 
@@ -483,11 +488,12 @@ class Settler:
         if delivery is None:
             self._machine.emit(EventKind.REFUSED, f"inside a transaction: {why}")
             return
+        if delivery in commit.rescued:
+            return
+        commit.rescued.add(delivery)
         self._machine.counts["rescued"] += 1
         self._machine.emit(EventKind.RESCUED, f"put back into its queue: {why}", delivery)
-        rescue: Command = ("XADD", delivery.queue.keys.stream, "*", *delivery.fields)
-        if rescue not in self._rescues:
-            self._rescues.append(rescue)
+        self._rescues.append(("XADD", delivery.queue.keys.stream, "*", *delivery.fields))
         self._machine.fail(why, commit.sent_at)
 
     def _rescued(self, replies: list[Reply], now: float) -> None:
