@@ -114,7 +114,7 @@ class Settler:
         """Queues for which a transaction of ours may still arrive: their fence is to be moved first."""
         self._stage = Stage.ARM
         self._asked: list[Delivery] = []
-        self._bare: list[tuple[Delivery, bool]] = []
+        self._bare: list[tuple[Delivery, Phase]] = []
         self._bare_sent = 0.0
         self._commit = Commit()
         self._leftover: list[Command] = []
@@ -202,9 +202,9 @@ class Settler:
         if self._stage is Stage.COMMIT:
             self._take_back(self._commit, doubtful=sent)
         elif self._stage is Stage.BARE and sent:
-            for delivery, ends in self._bare:
+            for delivery, phase in self._bare:
                 delivery.doubt()
-                delivery.maybe_applied = ends
+                delivery.maybe_applied = phase is Phase.SETTLING
         elif self._stage in (Stage.FAREWELL, Stage.GOODBYE):
             self._leftover = []
         self._stage = Stage.ARM
@@ -363,8 +363,8 @@ class Settler:
         """Give entries back: idle for so long that others may take them now, and not counted as delivered."""
         groups: dict[tuple[bytes, int], list[bytes]] = {}
         for delivery in commit.released:
-            count = delivery.deliveries if delivery.ran else delivery.deliveries - 1
-            groups.setdefault((delivery.queue.keys.stream, count), []).append(delivery.entry_id)
+            group = (delivery.queue.keys.stream, _count_back(delivery))
+            groups.setdefault(group, []).append(delivery.entry_id)
         for (stream, count), ids in groups.items():
             commit.add([self._release(stream, ids, "RETRYCOUNT", count)])
 
@@ -514,22 +514,23 @@ class Settler:
         entry without a body and never a body that nobody will run. A beat claims only what has been idle for a
         while, so that it cannot take back what was reclaimed just now.
         """
-        ending = [delivery for delivery in chosen if delivery.phase is Phase.SETTLING]
         if self._stage is not Stage.VERIFY:
             return self._verify([*chosen, *beats][:VERIFY_BATCH])
         self._stage = Stage.BARE
         asked = set(self._asked)
-        sure = [d for d in dict.fromkeys((*ending, *beats)) if d in asked and fence_holds(d.fence, d.queue.fence)]
-        self._bare = [(delivery, delivery.phase is Phase.SETTLING) for delivery in sure]
+        sure = [d for d in dict.fromkeys((*chosen, *beats)) if d in asked and fence_holds(d.fence, d.queue.fence)]
+        self._bare = [(delivery, delivery.phase) for delivery in sure]
         if now >= self._next_beat:
             self._next_beat = now + self._machine.config.lease / 4
         young = int(self._machine.config.lease / 8 * 1000)
         consumer = self._machine.consumer
         commands: list[Command] = []
-        for delivery, ends in self._bare:
+        for delivery, phase in self._bare:
             stream, entry_id = delivery.queue.keys.stream, delivery.entry_id
-            if ends:
+            if phase is Phase.SETTLING:
                 commands += [("XDEL", stream, entry_id), ("XACK", stream, GROUP, entry_id)]
+            elif phase is Phase.RELEASING:
+                commands.append(self._release(stream, [entry_id], "RETRYCOUNT", _count_back(delivery)))
             else:
                 commands.append(("XCLAIM", stream, GROUP, consumer, young, entry_id, "JUSTID"))
         self._bare_sent = now
@@ -537,16 +538,20 @@ class Settler:
 
     def _ended_bare(self, replies: list[Reply], now: float) -> None:
         answers = iter(replies)
-        for delivery, ends in self._bare:
+        for delivery, phase in self._bare:
             reply = next(answers)
-            if ends and not isinstance(reply, ServerError):
+            if phase is Phase.SETTLING and not isinstance(reply, ServerError):
                 reply = next(answers)
             if isinstance(reply, ServerError):
                 self._server_says_no(reply, ("XDEL", delivery.queue.keys.stream), now)
                 return
-            if ends:
+            if phase is Phase.SETTLING:
                 delivery.move(Phase.COMMITTING)
                 self._settled(delivery)
+            elif phase is Phase.RELEASING:
+                delivery.move(Phase.RETURNING)
+                self._machine.ended(delivery, Phase.RELEASED)
+                self._machine.counts["released"] += 1
             elif reply:
                 delivery.leased_from = self._bare_sent
         for queue in self._queues:
@@ -590,3 +595,8 @@ class Settler:
             elif not rows:
                 self._leftover.append(("XGROUP", "DELCONSUMER", queue.keys.stream, GROUP, consumer))
         self._said_goodbye = not self._leftover
+
+
+def _count_back(delivery: Delivery) -> int:
+    """The delivery count with which an entry is given back: one that did not run was not really delivered."""
+    return delivery.deliveries if delivery.ran else delivery.deliveries - 1
