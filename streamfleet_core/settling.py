@@ -98,6 +98,7 @@ class Settler:
         "_said_goodbye",
         "_stage",
         "_suspect",
+        "_unseen",
         "controller_gone",
         "link",
         "reader_gone",
@@ -118,6 +119,8 @@ class Settler:
         self._bare_sent = 0.0
         self._commit = Commit()
         self._leftover: list[Command] = []
+        self._unseen: dict[str, bytes] = {}
+        """Where the next page of what is left in the PEL starts, for queues that had a whole one."""
         self._page_full = False
         self._rescues: list[Command] = []
         self._next_beat = now
@@ -207,6 +210,7 @@ class Settler:
                 delivery.maybe_applied = phase is Phase.SETTLING
         elif self._stage in (Stage.FAREWELL, Stage.GOODBYE):
             self._leftover = []
+            self._unseen = {}
         self._stage = Stage.ARM
 
     # ---- arming -------------------------------------------------------------------------------------
@@ -575,10 +579,11 @@ class Settler:
             commands, self._leftover = self._leftover, []
             return Exchange(commands)
         self._stage = Stage.FAREWELL
-        consumer = self._machine.consumer
-        return Exchange(
-            [("XPENDING", queue.keys.stream, GROUP, "-", "+", FAREWELL_PAGE, consumer) for queue in self._queues]
-        )
+        return Exchange([self._left_in(queue) for queue in self._queues])
+
+    def _left_in(self, queue: QueueState) -> Command:
+        start = self._unseen.get(queue.keys.queue, b"-")
+        return ("XPENDING", queue.keys.stream, GROUP, start, "+", FAREWELL_PAGE, self._machine.consumer)
 
     def _farewell_reply(self, replies: list[Reply]) -> None:
         """Entries keep the consumer; one without entries goes now, others take a day (protocol, section 5)."""
@@ -588,13 +593,15 @@ class Settler:
             if isinstance(reply, ServerError):
                 continue
             rows = parse_pending(reply)
-            self._page_full = self._page_full or len(rows) == FAREWELL_PAGE
+            if len(rows) == FAREWELL_PAGE:
+                self._page_full = True
+                self._unseen[queue.keys.queue] = b"(" + rows[-1].entry_id
             ids = [row.entry_id for row in rows if row.idle_ms < RELEASED_IDLE_MS]
             if ids:
                 self._leftover.append(self._release(queue.keys.stream, ids))
-            elif not rows:
+            elif not rows and queue.keys.queue not in self._unseen:
                 self._leftover.append(("XGROUP", "DELCONSUMER", queue.keys.stream, GROUP, consumer))
-        self._said_goodbye = not self._leftover
+        self._said_goodbye = not self._leftover and not self._page_full
 
 
 def _count_back(delivery: Delivery) -> int:
