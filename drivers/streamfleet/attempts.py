@@ -1,0 +1,83 @@
+"""From how a handler ended to what the worker machine is told; for the shells on event loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import Context
+from traceback import format_exception
+
+from streamfleet.logs import logger
+from streamfleet.task import Task, result_bytes
+from streamfleet_core.errors import DoNotRetry, RetryLater
+from streamfleet_core.state import Delivery, Phase
+from streamfleet_core.worker import WorkerMachine
+
+MAX_HANGING = 2
+"""So many times the concurrency in threads may hang after their attempts were given up."""
+
+_UNSET = object()
+
+
+class Attempts:
+    """Reports the ends of a worker's attempts to its machine. Used on the event loop's thread only."""
+
+    __slots__ = ("_machine", "_odd_results", "_time", "_who")
+
+    def __init__(self, who: str, machine: WorkerMachine, time: Callable[[], float]) -> None:
+        self._who = who
+        self._machine = machine
+        self._time = time
+        self._odd_results: set[str] = set()
+
+    def returned(self, delivery: Delivery, value: object) -> None:
+        """The handler returned ``value``."""
+        if value is None:
+            self._machine.handler_returned(delivery, self._time())
+            return
+        result = result_bytes(value)
+        if result is None:
+            self._odd_result(delivery.queue.keys.queue, value)
+        self._machine.handler_returned(delivery, self._time(), result)
+
+    def raised(self, delivery: Delivery, error: BaseException) -> None:
+        """The handler raised."""
+        failed, now = self._machine.handler_failed, self._time()
+        if isinstance(error, RetryLater):
+            failed(delivery, now, str(error), retry_in=error.delay)
+        else:
+            text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            trace = "".join(format_exception(error))
+            failed(delivery, now, text, trace, final=isinstance(error, DoNotRetry))
+
+    def stopped(self, delivery: Delivery) -> None:
+        """The handler was cancelled because the machine had cancelled the delivery.
+
+        Nothing is to be told where the machine has already decided. Otherwise the entry is still in our hands.
+        """
+        if delivery.phase is Phase.RUNNING:
+            self._machine.handler_stopped(delivery)
+
+    def _odd_result(self, queue: str, value: object) -> None:
+        if queue not in self._odd_results:
+            self._odd_results.add(queue)
+            logger.warning(
+                "%s: the handler of %r returned %s, which is not sent to the client: return bytes or str",
+                self._who,
+                queue,
+                type(value).__name__,
+            )
+
+
+def call_in_thread(function: Callable[[Task], object], task: Task) -> tuple[object, BaseException | None]:
+    """Run a plain handler; its error is returned, because a StopIteration could not cross to an event loop."""
+    try:
+        return function(task), None
+    except BaseException as error:
+        return None, error
+
+
+def same_context(clean: Context, now: Context) -> bool:
+    """Are all context variables as they were? Otherwise one task's would be seen by the next."""
+    if len(clean) != len(now):
+        return False
+    return not now or all(clean.get(variable, _UNSET) is value for variable, value in now.items())
