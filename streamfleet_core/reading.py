@@ -83,6 +83,8 @@ class Reader:
             return Exchange(self._healing())
         self._asked = [queue for queue in self._queues if queue.keys.queue in self._cursors]
         if self._asked:
+            for queue in self._asked:
+                queue.ended_meanwhile = set()
             return Exchange([self._history(queue) for queue in self._asked])
         room = self.room()
         if room <= 0:
@@ -116,6 +118,8 @@ class Reader:
 
     def lost(self, *, sent: bool, now: float) -> None:
         """Whatever a lost reply carried is in our PEL, and `begin` reads that."""
+        for queue in self._queues:
+            queue.ended_meanwhile = None
 
     # ---- parts --------------------------------------------------------------------------------------
 
@@ -125,6 +129,7 @@ class Reader:
         return (*head, "STREAMS", queue.keys.stream, cursor)
 
     def _history_reply(self, queue: QueueState, reply: Reply, now: float) -> None:
+        ended, queue.ended_meanwhile = queue.ended_meanwhile or (), None
         if isinstance(reply, ServerError):
             self._trouble(reply, [queue], now)
             return
@@ -134,7 +139,8 @@ class Reader:
             self._cursors.pop(name, None)
             return
         self._cursors[name] = entries[-1][0]
-        self._machine.received(queue, entries, self._fences[name], self._sent_at)
+        alive = [entry for entry in entries if entry[0] not in ended]
+        self._machine.received(queue, alive, self._fences[name], self._sent_at)
 
     def _new_entries(self, reply: Reply, now: float) -> None:
         if isinstance(reply, ServerError):

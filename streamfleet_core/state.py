@@ -140,6 +140,8 @@ class QueueState:
     """The fence value under the settling connection's WATCH."""
     in_flight: dict[bytes, Delivery] = field(default_factory=dict)
     """Deliveries that are ours as far as we know, by entry id."""
+    ended_meanwhile: set[bytes] | None = None
+    """While a read of our history is on its way: entries that have ended since it was sent, but may be in it."""
     claiming: set[bytes] = field(default_factory=set)
     """Entries that a claim in flight will bring; whoever meets them elsewhere leaves them to it."""
 

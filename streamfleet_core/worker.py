@@ -352,7 +352,10 @@ class WorkerMachine:
     def ended(self, delivery: Delivery, phase: Phase) -> None:
         """A delivery reached a terminal phase."""
         delivery.move(phase)
-        del delivery.queue.in_flight[delivery.entry_id]
+        queue = delivery.queue
+        del queue.in_flight[delivery.entry_id]
+        if queue.ended_meanwhile is not None:
+            queue.ended_meanwhile.add(delivery.entry_id)
         self.held -= 1
 
     def lost(self, delivery: Delivery, owner: bytes | None) -> None:
