@@ -1,0 +1,49 @@
+"""An agent's process: ``python -m streamfleet.bench.agent CONTENDER ROLE ORDER``.
+
+It says ``ready`` on stdout, begins when a line comes on stdin, and ends with its report as one line of JSON.
+Without that line, because the benchmark was ended, it leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+
+from streamfleet.bench.orders import Contender, Order
+
+CONTENDERS = ("floor", "threads")
+"""Modules of this package, by name."""
+
+
+def contender(name: str) -> Contender:
+    """The agents of a contender."""
+    agents: Contender = import_module(f"streamfleet.bench.{name}").AGENTS
+    return agents
+
+
+def main(argv: Sequence[str]) -> None:
+    """Be the agent that the arguments name. Raises what the agent raises."""
+    name, role, order = argv
+    agent = contender(name)[role](Order(**json.loads(order)))
+    agent.prepare()
+    print("ready", flush=True)
+    if not sys.stdin.readline():
+        return
+    before = time.process_time()
+    report = agent.run()
+    report["cpu_seconds"] = [time.process_time() - before]
+    report["rss_mb"] = [_peak_rss_mb()]
+    print(json.dumps(report), flush=True)
+
+
+def _peak_rss_mb() -> float:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,137 @@
+"""The benchmark measures what it says. How fast anything is, is never asserted here."""
+
+import argparse
+import json
+
+import pytest
+
+from streamfleet.bench import agent, command, scenarios
+from streamfleet.bench.bare import BareConnection
+from streamfleet.bench.orders import PAYLOAD, QUEUE, Order
+from streamfleet.bench.process import AgentFailed, AgentProcess
+from streamfleet.bench.table import ROWS, lines, render
+from streamfleet.bench.usage import usage
+from streamfleet.embedded import EmbeddedServer
+
+TINY = scenarios.Sizes(rounds=1, backlog=30, each=5, wait_one=5, wait_many=60, slow=3, fast=10, idle_seconds=0.1)
+COARSE = {"server-cpu", "client-cpu", "memory", "worker-cpu-1", "worker-cpu-10", "worker-cpu-100"}
+"""Figures that may be nothing at these sizes: clocks of CPU time tick slowly."""
+OF_IDLE = {"idle-worker", "idle-client"}
+
+
+def options(*argv):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def rows_of(text):
+    return {row["scenario"]: row for row in json.loads(text)["rows"]}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with EmbeddedServer(appendonly=False) as running:
+        yield running
+
+
+@pytest.fixture
+def connection(server):
+    bare = BareConnection(server.url)
+    bare.exchange([("FLUSHALL",)])
+    yield bare
+    bare.close()
+
+
+def test_every_contender_gives_every_figure_of_the_table(server):
+    results = command.measure(server, TINY)
+    wanted = {row.key for row in ROWS} - OF_IDLE
+    assert set(results) == set(agent.CONTENDERS)
+    for (figures,) in results.values():
+        assert wanted <= set(figures)
+        assert all(value > 0 for key, value in figures.items() if key not in COARSE), figures
+
+
+@pytest.mark.parametrize("contender", agent.CONTENDERS)
+@pytest.mark.parametrize("role", ["enqueue", "enqueue-many", "enqueue-each"])
+def test_contenders_enqueue_what_they_are_told_to(server, connection, contender, role):
+    with AgentProcess(contender, role, Order(server.url, 40)) as process:
+        process.ready().run()
+    entries = connection.exchange([("XRANGE", f"streamfleet:{QUEUE}", "-", "+")])[0]
+    bodies = [dict(zip(fields[::2], fields[1::2], strict=True)) for _, fields in entries]
+    assert [body[b"data"] for body in bodies] == [PAYLOAD] * 40
+    assert len({body[b"id"] for body in bodies}) == 40
+
+
+@pytest.mark.parametrize("contender", agent.CONTENDERS)
+def test_a_contender_drains_what_another_has_enqueued(server, connection, contender):
+    other = next(name for name in agent.CONTENDERS if name != contender)
+    with AgentProcess(other, "enqueue", Order(server.url, 40)) as process:
+        process.ready().run()
+    with AgentProcess(contender, "drain", Order(server.url, 40, concurrency=3)) as process:
+        process.ready().run()
+    length, group = connection.exchange(
+        [("XLEN", f"streamfleet:{QUEUE}"), ("XPENDING", f"streamfleet:{QUEUE}", "streamfleet-server")]
+    )
+    assert (length, group[0]) == (0, 0)
+
+
+def test_usage_counts_commands_but_not_its_own(connection):
+    before = usage(connection)
+    usage(connection)
+    connection.exchange([("SET", "a", "b"), ("GET", "a")])
+    assert usage(connection).since(before).commands == 2
+
+
+def test_an_agent_that_fails_is_not_taken_for_a_result(server, capfd):
+    with (
+        AgentProcess("threads", "no such role", Order(server.url, 1)) as process,
+        pytest.raises(AgentFailed, match="not ready"),
+    ):
+        process.ready()
+    assert "KeyError" in capfd.readouterr().err
+
+
+def test_an_agent_leaves_when_the_benchmark_has_gone(server):
+    with AgentProcess("floor", "enqueue", Order(server.url, 1)) as process:
+        process.ready()
+        process._process.stdin.close()
+        assert process._process.wait(10) == 0
+
+
+def test_the_table_compares_round_by_round_and_tells_what_was_reached():
+    results = {
+        "floor": [{"enqueue": 100.0, "wait-p50": 50.0, "memory": 90.0}, {"enqueue": 200.0}, {"enqueue": 400.0}],
+        "threads": [{"enqueue": 60.0, "wait-p50": 200.0, "memory": 120.0}, {"enqueue": 60.0}, {"enqueue": 260.0}],
+    }
+    table = {line.row.key: line for line in lines(results)}
+    enqueue = table["enqueue"]
+    assert (enqueue.value, enqueue.floor, enqueue.ratio) == (60.0, 200.0, 0.6)
+    assert (enqueue.reached, enqueue.failed) == (True, False)
+    assert table["wait-p50"].reached is False
+    assert table["memory"].reached, "its goal is absolute"
+    head, _, *rest = render(list(table.values()))
+    assert head.split() == ["scenario", "contender", "figure", "floor", "ratio", "goal", "reached"]
+    assert [text.split()[-1] for text in rest] == ["yes", "no", "yes"]
+
+
+def test_a_missed_minimum_is_shouted_and_fails_the_check():
+    (line,) = lines({"floor": [{"drain-1": 100.0}], "threads": [{"drain-1": 49.0}]})
+    assert line.failed
+    assert render([line])[-1].endswith("NO")
+    (met,) = lines({"floor": [{"drain-1": 100.0}], "threads": [{"drain-1": 51.0}]})
+    assert not met.failed
+
+
+def test_the_command_prints_json_with_what_it_was_measured_on(capsys):
+    assert command.command(options("--json", "--only", "one by one"), TINY) == 0
+    printed = capsys.readouterr().out
+    assert rows_of(printed)["enqueue-each"]["value"] > 0
+    assert {"date", "machine", "system", "server", "packages", "command"} <= set(json.loads(printed))
+
+
+def test_the_command_prints_a_table_with_the_idle_costs(capsys):
+    command.command(options("--only", "idle"), TINY)
+    printed = capsys.readouterr().out
+    assert "commands of an idle worker per 10 s" in printed
+    assert printed.startswith("date ")
