@@ -114,10 +114,11 @@ class TestReplies:
 class TestConnecting:
     def test_identity(self, pair, server, connection):
         identity = connection.identity
-        assert (identity.server, identity.version) == ("valkey", server.version)
+        assert (identity.server, identity.version) == (server.engine, server.version)
         assert (identity.mode, identity.role, identity.user) == ("standalone", "master", "default")
         assert connection.exchange([("CLIENT", "ID")], 5) == [identity.client_id]
-        assert identity.missing == {Capability.XACKDEL}
+        [reply] = connection.exchange([("XACKDEL", "s", "g", "IDS", 1, "1-1")], 5)
+        assert identity.missing == ({Capability.XACKDEL} if isinstance(reply, ServerError) else set())
 
     def test_a_replica_of_redis_8(self, pair, stub):
         identity = pair.connect(stub(lambda stub, peer: stub.greet(peer)).url).identity
@@ -233,10 +234,8 @@ class TestUsers:
     def test_a_user_who_may_hardly_do_anything(self, pair, server):
         connection = pair.connect(server.url, username="narrow", password=SECRET, client_name="ignored")
         assert connection.identity.user == "narrow"
-        assert connection.exchange([("SET", "key", "x"), ("GET", "key")], 5) == [
-            b"OK",
-            ServerError("NOPERM User narrow has no permissions to run the 'get' command"),
-        ]
+        allowed, refused = connection.exchange([("SET", "key", "x"), ("GET", "key")], 5)
+        assert (allowed, refused.code) == (b"OK", "NOPERM")
 
     def test_database_not_allowed(self, pair, server):
         with pytest.raises(PermissionMissing, match=r"narrow.* SELECT.*ACL SETUSER narrow \+select"):
@@ -257,7 +256,7 @@ class TestWithoutHello:
     def test_info_tells_who_answers(self, pair, mute):
         connection = pair.connect(mute.url)
         identity = connection.identity
-        assert (identity.server, identity.version) == ("valkey", mute.version)
+        assert (identity.server, identity.version) == (mute.engine, mute.version)
         assert (identity.mode, identity.role) == ("standalone", "master")
         assert connection.exchange([("CLIENT", "ID")], 5) == [identity.client_id]
 
