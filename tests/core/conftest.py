@@ -72,9 +72,11 @@ class Flight:
             self.replies.append(outcome)
 
     def _run(self, command: Command) -> Reply | Blocked:
-        denied = self.world.deny(command)
+        denied = self.world.deny(command, self.session)
         if denied is None:
             return self.session.execute(command)
+        if word(command[0]) == "EXEC":
+            self.session.execute(("DISCARD",))
         self.session._aborted = True  # as a server does for what it refuses to queue
         return ServerError(denied)
 
@@ -91,6 +93,8 @@ class Wire:
         self.ended = False
         self.held = False
         """Exchanges wait for the test."""
+        self.frozen = False
+        """Its process is suspended."""
         self.wake_at = 0.0
         self.sent: list[list[Command]] = []
         self.ghosts: list[Flight] = []
@@ -172,7 +176,7 @@ class Wire:
 
     def turn(self) -> bool:
         """Go on as a shell does. False when there is nothing to do now."""
-        if self.ended:
+        if self.ended or self.frozen:
             return False
         flight = self.flight
         if flight is not None:
@@ -195,6 +199,7 @@ class Wire:
 
     def until(self, name: str) -> Flight:
         """Hold the wire, once an exchange with this command is on its way; others are answered."""
+        self.held = False
         for _ in range(100):
             if self.flight is not None and name in self.flight.names:
                 self.held = True
@@ -224,6 +229,15 @@ class Actor:
 
     def events(self, kind: EventKind) -> list[Event]:
         return [event for event in self.machine.events if event.kind is kind]
+
+    def suspend(self) -> None:
+        for wire in self.wires:
+            wire.frozen = True
+
+    def resume(self) -> None:
+        for wire in self.wires:
+            wire.frozen = False
+        self.world.pump()
 
     def crash(self) -> None:
         for wire in self.wires:
@@ -298,6 +312,8 @@ class World:
         self.server = ModelServer(self.server_ms)
         self.available = True
         self.denials: list[Denial] = []
+        self.in_multi = False
+        """Is the command that the denials are asked about one of a transaction?"""
         self.actors: list[Actor] = []
         self.admin = self.server.session()
         self._unique = 0
@@ -305,7 +321,8 @@ class World:
     def server_ms(self) -> int:
         return WALL_MS + int(self.now * 1000)
 
-    def deny(self, command: Command) -> str | None:
+    def deny(self, command: Command, session: Session) -> str | None:
+        self.in_multi = session._queue is not None
         return next((denied for denial in self.denials if (denied := denial(command)) is not None), None)
 
     def refuse(self, line: str, *names: str, times: int = 1_000_000) -> Callable[[], None]:
@@ -399,8 +416,9 @@ class World:
         self.pump()
 
     def _next_deadline(self) -> float:
-        wires = [wire for actor in self.actors for wire in actor.wires if not wire.ended and not wire.flight]
-        at = min((wire.wake_at for wire in wires), default=NEVER)
+        wires = [wire for actor in self.actors for wire in actor.wires]
+        asleep = [wire.wake_at for wire in wires if not (wire.ended or wire.frozen or wire.flight)]
+        at = min(asleep, default=NEVER)
         deadline = self.server.next_deadline()
         return at if deadline is None else min(at, (deadline - WALL_MS) / 1000 + 1e-6)
 
