@@ -17,7 +17,6 @@ import socket
 import subprocess
 import tempfile
 import time
-import weakref
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -258,7 +257,8 @@ def _version_of(binary: Path) -> tuple[str, str]:
     return text.split(" ", 1)[0].lower(), version
 
 
-_running: weakref.WeakSet[EmbeddedServer] = weakref.WeakSet()
+# Strong references: a server whose object nobody kept is still stopped at exit.
+_running: set[EmbeddedServer] = set()
 
 
 @atexit.register

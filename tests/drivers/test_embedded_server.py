@@ -175,3 +175,9 @@ def test_ends_with_the_interpreter_and_not_with_a_fork():
     pid, directory = done.stdout.split()
     assert gone(int(pid))
     assert not os.path.exists(directory)
+
+
+def test_one_that_nobody_kept_ends_with_the_interpreter():
+    code = "from streamfleet.embedded import EmbeddedServer; print(EmbeddedServer(appendonly=False).pid)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert gone(int(done.stdout))
