@@ -2,6 +2,13 @@
 
 What differs by nature is made comparable: ids made of the server's clock get names in the order of their
 appearance, idle times become "some idle time", and the lists that have no order are sorted.
+
+The model is a Valkey 9. STREAMFLEET_ORACLE=<path of another server> compares with that one; what is then seen:
+
+- Valkey 8.1: nothing.
+- Redis 8.2: MULTI and WATCH within MULTI are refused in other words, and do not abort the transaction.
+- Redis 7.0: that, too; XREADGROUP creates the consumer only when it has entries for it; XREAD knows no ``+``;
+  XINFO CONSUMERS has no ``inactive``; a blocked XREADGROUP ends with UNBLOCKED when its stream is deleted.
 """
 
 import os
