@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: setup test demo lint types coverage docs clean
+.PHONY: setup test chaos demo lint types coverage docs clean
 
 setup: $(STAMP)
 
@@ -19,6 +19,15 @@ test: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/streamfleet demo
+
+# Real servers, processes that are killed, a network that fails: `make chaos MINUTES=10 SERVERS=valkey-9.1`.
+MINUTES ?= 10
+SERVERS ?= valkey-9.1,redis-8.2
+SHELLS ?= sync,asyncio,trio
+chaos: $(STAMP)
+	PYTHONPATH=tests/chaos $(BIN)/python -m campaign --server $(SERVERS) --shells $(SHELLS) \
+	  --libraries redis,valkey --seconds $$(( $(MINUTES) * 60 )) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(REPORT),--report $(REPORT))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
