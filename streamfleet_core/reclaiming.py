@@ -72,7 +72,7 @@ class Reclaimer:
             rows = idle.get(queue.keys.queue, [])
             room = self._room()
             if rows and room > 0:
-                if len(rows) > room:
+                if len(rows) >= room:  # there may be more
                     self.next_at = answer.now
                 yield from self._claim(queue, rows[:room], lease_ms)
 
