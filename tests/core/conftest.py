@@ -100,6 +100,7 @@ class Wire:
         self.ghosts: list[Flight] = []
         """Requests of broken connections that the server may still get."""
         self.on_send: Callable[[Exchange], None] | None = None
+        self._hold_at = ""
 
     # ---- one thing at a time ------------------------------------------------------------------------
 
@@ -115,6 +116,8 @@ class Wire:
                 self.on_send(action)
             self.sent.append(action.commands)
             self.flight = Flight(world, self.session, action)
+            if self._hold_at in self.flight.names:
+                self.held, self._hold_at = True, ""
         elif isinstance(action, Connect):
             if world.available:
                 self.session = world.server.session()
@@ -205,6 +208,16 @@ class Wire:
                 self.held = True
                 return self.flight
             self.turn()
+        raise AssertionError(f"no {name} was sent")
+
+    def hold_at(self, name: str) -> Flight:
+        """Let time pass until an exchange with this command is on its way, and hold that."""
+        self._hold_at = name
+        for _ in range(10_000):
+            if self.held:
+                assert self.flight is not None
+                return self.flight
+            self.world.advance(0.05)
         raise AssertionError(f"no {name} was sent")
 
     def release(self) -> None:

@@ -487,47 +487,6 @@ def test_the_link_sleeps_while_entries_are_too_young(world):
     assert worker.settle.wake_at > world.now
 
 
-def test_a_long_task_is_never_taken_over(world):
-    worker, other = world.worker(), world.worker()
-    world.enqueue()
-    world.pump()
-    owner = next(w for w in (worker, other) if w.deliveries)
-    owner.take()
-    world.advance(100)
-    assert set(world.pending().values()) == {owner.machine.consumer}
-    assert owner.deliveries[0].phase is Phase.RUNNING
-    assert owner.deliveries[0].deliveries == 1
-
-
-def test_young_entries_are_not_renewed(world):
-    worker = world.worker(lease=8, block=0.25)
-    world.advance(1.9)
-    start(world, worker)
-    world.advance(0.2)
-    assert beats(worker) == []
-    world.advance(2)
-    assert len(beats(worker)) == 1
-
-
-def test_an_entry_counts_from_when_the_read_was_sent_that_brought_it(world):
-    worker = world.worker(lease=8, block=5)
-    began = world.now
-    world.advance(1.9)
-    (task,) = start(world, worker)
-    assert task.leased_from == began
-
-
-def test_the_link_sleeps_while_entries_are_too_young(world):
-    worker = world.worker(lease=8, block=0.25)
-    world.advance(60)
-    start(world, worker)
-    steps = 0
-    for _ in range(20):
-        world.advance(0.1)
-        steps += worker.settle.wake_at <= world.now
-    assert steps == 0
-
-
 def test_an_idle_worker_does_not_beat(world):
     worker = world.worker()
     before = len(worker.settle.sent)
