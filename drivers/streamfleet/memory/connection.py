@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from streamfleet.memory.hub import Conversation, Hub
+from streamfleet.running_loop import in_trio
 from streamfleet_core.connection import Command, Reply
 
 if TYPE_CHECKING:
@@ -121,8 +122,7 @@ def _running_library() -> tuple[_Checkpoint, Callable[[], _AsyncWaker]]:
 
     Raises RuntimeError outside of asyncio and trio.
     """
-    trio_module = sys.modules.get("trio")
-    if trio_module is not None and trio_module.lowlevel.in_trio_task():
-        return trio_module.lowlevel.checkpoint, _TrioWaker
+    if in_trio():
+        return sys.modules["trio"].lowlevel.checkpoint, _TrioWaker
     asyncio.get_running_loop()
     return _asyncio_checkpoint, _AsyncioWaker
