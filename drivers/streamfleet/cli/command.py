@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from importlib.metadata import version
 
-import streamfleet.cli.demo
-import streamfleet.cli.run
+from streamfleet.cli import dead, demo, doctor, queues, run
 from streamfleet.embedded import EmbeddedServerFailed
 from streamfleet_core.errors import ConnectionFailure, MissingExtra, ServerRefused, UsageError
 
@@ -57,6 +56,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"streamfleet {version('streamfleet')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (streamfleet.cli.run, streamfleet.cli.demo):
+    for module in (run, demo, doctor, queues, dead):
         module.add_to(commands)
     return parser
