@@ -46,7 +46,7 @@ def committed(answer: Answer, commands: list[Command], link: Link) -> list[Reply
     if isinstance(result, list):
         return result
     if isinstance(result, ServerError):
-        for command, reply in zip(reversed(commands), reversed(answer.replies[:-1]), strict=False):
+        for command, reply in zip(reversed(commands[:-1]), reversed(answer.replies[:-1]), strict=False):
             if isinstance(reply, ServerError) and classify(reply) is not ErrorKind.ABORTED:
                 trouble(link, reply, command, answer.now)
                 return None
