@@ -124,7 +124,7 @@ class QueueKeys:
 
     def producer(self, client_id: str) -> bytes:
         """Return the key of a client's marker (hash: epoch, last applied batch)."""
-        return b"%b:producer:%b" % (self.prefix, client_id.encode())
+        return b"%b:producer:%b" % (self.prefix, client_id.encode(errors="surrogateescape"))
 
     def client_id(self, unique: str) -> str:
         """Return a client id whose receiver stream is in this queue's slot; ``unique`` is best a UUID."""
@@ -150,5 +150,8 @@ def queue_keys(queue: str) -> QueueKeys:
 
 
 def receiver_key(client_id: str) -> bytes:
-    """Return the key of a client's receiver stream, in the slot of whatever tag the id starts with."""
-    return b"streamfleet:receiver:" + client_id.encode()
+    """Return the key of a client's receiver stream, in the slot of whatever tag the id starts with.
+
+    An id that others made need not be UTF-8; its bytes then stand as surrogates in ``client_id``.
+    """
+    return b"streamfleet:receiver:" + client_id.encode(errors="surrogateescape")

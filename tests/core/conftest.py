@@ -476,7 +476,7 @@ def world() -> World:
     return World()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def new_world() -> type[World]:
     """For tests that need many worlds."""
     return World
