@@ -168,10 +168,10 @@ def _ownerless(results: list[Reply]) -> tuple[list[bytes], bytes]:
         last = group.get(b"last-delivered-id")
         if group.get(b"name") == GROUP and isinstance(last, bytes):
             delivered = _number(last)
-    owned = {row.entry_id for row in parse_pending(pending)}
+    owned = [row.entry_id for row in parse_pending(pending)]
     ids = [entry_id for entry_id, _ in parse_entries(page)]
-    known_up_to = max(map(_number, owned)) if len(owned) == PAGE else delivered
-    checked = [entry_id for entry_id in ids if _number(entry_id) <= min(delivered, known_up_to)]
-    orphans = [entry_id for entry_id in checked if entry_id not in owned]
-    more = len(checked) == PAGE or (bool(checked) and known_up_to < delivered)
-    return orphans, b"(" + checked[-1] if more else b""
+    # A whole page tells nothing of what lies behind its last id.
+    known_up_to = min((rows[-1] for rows in (owned, ids) if len(rows) == PAGE), key=_number, default=None)
+    limit = delivered if known_up_to is None else min(delivered, _number(known_up_to))
+    orphans = [entry_id for entry_id in ids if entry_id not in owned and _number(entry_id) <= limit]
+    return orphans, b"" if known_up_to is None or limit == delivered else b"(" + known_up_to

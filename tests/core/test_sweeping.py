@@ -1,0 +1,249 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamfleet_core import sweeping
+from streamfleet_core.events import EventKind
+from streamfleet_core.keys import GROUP, queue_keys, receiver_key
+from streamfleet_core.wire import Task, encode_task
+
+KEYS = queue_keys("q")
+TIMEOUT = 600.0
+
+
+@pytest.fixture
+def world(world):
+    world.call("XGROUP", "CREATE", KEYS.stream, GROUP, "0", "MKSTREAM")
+    return world
+
+
+def sweeper(world, *queues, **how):
+    """A worker that sweeps often, and takes nothing."""
+    settings = {
+        "sweep_interval": 4,
+        "client_timeout": TIMEOUT,
+        "lease": 240,
+        "poll_interval": 60,
+        "scan_interval": 60,
+    }
+    worker = world.worker(*queues, start=False, **(settings | how))
+    worker.read.frozen = True
+    world.pump()
+    return worker
+
+
+# ---- clients ----------------------------------------------------------------------------------------
+
+
+def leave_client(world, name="{streamfleet:q}gone", score=None, queue="q"):
+    keys = queue_keys(queue)
+    world.call("ZADD", keys.receivers, world.server_ms() if score is None else score, name)
+    world.call("XGROUP", "CREATE", receiver_key(name), "streamfleet-client", "0", "MKSTREAM")
+    world.call("HSET", keys.producer(name), "e", 1)
+    return name
+
+
+def exists(world, name, queue="q"):
+    keys = queue_keys(queue)
+    return [world.call("EXISTS", key) for key in (keys.receivers, receiver_key(name), keys.producer(name))]
+
+
+def test_what_a_dead_client_left_is_removed(world):
+    name = leave_client(world)
+    worker = sweeper(world)
+    world.advance(TIMEOUT - 5)
+    assert exists(world, name) == [1, 1, 1]
+    world.advance(10)
+    assert exists(world, name) == [0, 0, 0]
+    assert worker.machine.counts["collected"] == 1
+    (event,) = worker.events(EventKind.CLIENT_COLLECTED)
+    assert name in event.text
+
+
+@pytest.mark.parametrize("skew_ms", [-3_600_000, 0, 3_600_000])
+def test_a_client_that_beats_is_kept_whatever_its_clock_says(world, skew_ms):
+    name = leave_client(world, score=world.server_ms() + skew_ms)
+    sweeper(world)
+    for _ in range(12):
+        world.advance(120)
+        world.call("ZADD", KEYS.receivers, world.server_ms() + skew_ms, name)
+    assert exists(world, name) == [1, 1, 1]
+
+
+def test_a_client_that_beats_at_the_last_moment_is_kept(world):
+    name = leave_client(world)
+    worker = sweeper(world)
+    worker.control._hold_at = "ZREMRANGEBYSCORE"
+    world.advance(TIMEOUT + 10)
+    assert worker.control.held
+    world.call("ZADD", KEYS.receivers, world.server_ms(), name)
+    worker.control.release()
+    world.advance(60)
+    assert exists(world, name) == [1, 1, 1]
+    assert worker.machine.counts["collected"] == 0
+
+
+def test_a_client_is_known_by_queue(world):
+    first = leave_client(world, "{streamfleet:q}one")
+    world.advance(1)
+    second = leave_client(world, "{streamfleet:r}two", queue="r")
+    sweeper(world, "q", "r")
+    world.advance(TIMEOUT / 2)
+    world.call("ZADD", queue_keys("r").receivers, world.server_ms(), second)
+    world.advance(TIMEOUT / 2 + 10)
+    assert exists(world, first) == [0, 0, 0]
+    assert exists(world, second, "r") == [1, 1, 1]
+
+
+def test_a_name_of_any_bytes(world):
+    name = b"\xff\xfe"
+    world.call("ZADD", KEYS.receivers, 1, name)
+    sweeper(world)
+    world.advance(TIMEOUT + 10)
+    assert world.call("EXISTS", KEYS.receivers) == 0
+
+
+# ---- entries without an owner -----------------------------------------------------------------------
+
+
+def test_entries_of_a_deleted_consumer_run_after_a_lease(world):
+    ids = [world.enqueue(f"t{n}") for n in range(3)]
+    world.call("XREADGROUP", "GROUP", GROUP, "victim", "COUNT", 2, "STREAMS", KEYS.stream, ">")
+    world.call("XGROUP", "DELCONSUMER", KEYS.stream, GROUP, "victim")
+    fence = world.value(KEYS.fence)
+    worker = sweeper(world, lease=10, scan_interval=2)
+    world.advance(5)
+    assert set(world.pending()) == set(ids[:2]), "what was never delivered is left to be delivered"
+    assert world.value(KEYS.fence) != fence
+    assert worker.machine.counts["adopted"] == 2
+    assert worker.events(EventKind.ORPHANS_RESTORED)
+    world.advance(20)
+    assert sorted(d.entry_id for d in worker.deliveries) == ids[:2]
+
+
+def test_entries_that_somebody_took_meanwhile_stay_with_them(world):
+    entry = world.enqueue()
+    world.call("XREADGROUP", "GROUP", GROUP, "victim", "STREAMS", KEYS.stream, ">")
+    world.call("XGROUP", "DELCONSUMER", KEYS.stream, GROUP, "victim")
+    worker = sweeper(world)
+    worker.control.hold_at("XCLAIM")
+    world.call("XCLAIM", KEYS.stream, GROUP, "quicker", 0, entry, "FORCE")
+    worker.control.release()
+    assert world.pending() == {entry: b"quicker"}
+    assert worker.machine.counts["adopted"] == 0
+
+
+def test_of_several_workers_one_in_as_many_looks_each_time(world):
+    world.enqueue()
+    world.call("XREADGROUP", "GROUP", GROUP, "owner", "STREAMS", KEYS.stream, ">")
+    for n in range(9):
+        world.call("XGROUP", "CREATECONSUMER", KEYS.stream, GROUP, f"peer{n}")
+    worker = sweeper(world)
+    world.advance(400)
+    looked = [c for exchange in worker.control.sent for c in exchange if c[:2] == ("XINFO", "GROUPS")]
+    turns = [c for exchange in worker.control.sent for c in exchange if c[0] == "XRANGE" and c[-1] == 1]
+    assert len(turns) >= 95
+    assert 2 <= len(looked) <= 30
+
+
+@given(data=st.data(), page=st.integers(1, 4))
+def test_all_entries_without_an_owner_are_found_and_no_others(new_world, data, page):
+    """Against the plain definition: delivered, still in the stream, and pending for nobody."""
+    world = new_world()
+    world.call("XGROUP", "CREATE", KEYS.stream, GROUP, "0", "MKSTREAM")
+    ids = [world.call("XADD", KEYS.stream, "*", *encode_task(Task(f"t{n}", "q", "c", b""))) for n in range(9)]
+    delivered = data.draw(st.integers(0, len(ids)))
+    if delivered:
+        world.call("XREADGROUP", "GROUP", GROUP, "one", "COUNT", delivered, "STREAMS", KEYS.stream, ">")
+    indices = st.integers(0, len(ids) - 1)
+    acknowledged = data.draw(st.sets(indices))
+    deleted = data.draw(st.sets(indices))
+    for n in acknowledged:
+        world.call("XACK", KEYS.stream, GROUP, ids[n])
+    for n in deleted:
+        world.call("XDEL", KEYS.stream, ids[n])
+    orphans = {ids[n] for n in range(delivered) if n in acknowledged and n not in deleted}
+    owned = {entry for entry, owner in world.pending().items() if owner == b"one"}
+    before, sweeping.PAGE = sweeping.PAGE, page
+    try:
+        worker = sweeper(world)
+        world.advance(4.5)
+    finally:
+        sweeping.PAGE = before
+    mine = {entry for entry, owner in world.pending().items() if owner == worker.machine.consumer}
+    assert mine == orphans
+    assert {entry for entry, owner in world.pending().items() if owner == b"one"} == owned
+
+
+# ---- consumers --------------------------------------------------------------------------------------
+
+
+def consumers(world):
+    rows = world.call("XINFO", "CONSUMERS", KEYS.stream, GROUP)
+    return {row[1] for row in rows}
+
+
+def test_consumers_are_removed_after_a_day_without_anything_pending(world):
+    world.call("XGROUP", "CREATECONSUMER", KEYS.stream, GROUP, "silent")
+    world.enqueue()
+    world.call("XREADGROUP", "GROUP", GROUP, "holds", "STREAMS", KEYS.stream, ">")
+    worker = sweeper(world, consumer_timeout=3600, sweep_interval=600, lease=86_000, max_deliveries=9)
+    world.advance(3000)
+    assert consumers(world) >= {b"silent", b"holds"}
+    world.advance(1500)
+    assert b"silent" not in consumers(world)
+    assert b"holds" in consumers(world)
+    assert worker.machine.refusal is None
+
+
+def test_a_worker_does_not_remove_itself(world):
+    worker = world.worker(consumer_timeout=10, sweep_interval=4)
+    world.enqueue()
+    world.pump()
+    worker.succeed(worker.take())
+    worker.read.frozen = True
+    world.advance(60)
+    assert worker.machine.consumer in consumers(world)
+
+
+# ---- the rest ---------------------------------------------------------------------------------------
+
+
+def test_the_servers_clock_is_read_again(world):
+    worker = sweeper(world)
+    world.server.now_ms = lambda: 3_600_000 + int(world.now * 1000)
+    world.advance(8)
+    assert worker.machine.clock.ms(world.now) == pytest.approx(world.server.now_ms(), abs=2)
+
+
+def test_an_idle_round_asks_little(world):
+    worker = sweeper(world, sweep_interval=60)
+    before = len(worker.control.sent)
+    world.advance(600)
+    sent = [command[0] for exchange in worker.control.sent[before:] for command in exchange]
+    assert sent.count("XRANGE") == 10
+    assert sent.count("TIME") == 10
+
+
+@pytest.mark.parametrize("name", ["ZRANGE", "ZREMRANGEBYSCORE", "XRANGE", "XINFO", "XPENDING", "TIME", "XCLAIM"])
+def test_errors_that_pass_delay_a_sweep_and_nothing_else(world, name):
+    gone = leave_client(world)
+    entry = world.enqueue()
+    world.call("XREADGROUP", "GROUP", GROUP, "victim", "STREAMS", KEYS.stream, ">")
+    world.call("XGROUP", "DELCONSUMER", KEYS.stream, GROUP, "victim")
+    worker = sweeper(world, sweep_interval=40)
+    end = world.refuse("LOADING the dataset", name)
+    world.advance(TIMEOUT + 90)
+    assert worker.machine.refusal is None
+    end()
+    world.advance(TIMEOUT + 90)
+    assert exists(world, gone) == [0, 0, 0]
+    assert entry in world.pending()
+
+
+def test_rows_that_are_no_clients_are_passed_over(world):
+    worker = sweeper(world)
+    sweeper_of = worker.machine.lanes[0].controller.sweeper
+    queue = worker.machine.queues["q"]
+    assert sweeper_of._silent(queue, [None, b"1", b"c", 2], world.now) == []
+    assert sweeper_of._silent(queue, None, world.now) == []
