@@ -215,6 +215,8 @@ class Publisher:
             ("HGET", self._marker, "s"),
             ("PEXPIRE", self._marker, ttl),
             ("TIME",),
+            # After a refusal the marker is still watched, and HINCRBY has made that watch abort the next batch.
+            ("UNWATCH",),
             *safeguards.watch_marker(self._marker),
         ]
         return Exchange(self._commands)
