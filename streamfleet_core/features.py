@@ -23,8 +23,8 @@ REQUIRED = ("XADD", "XREADGROUP", "XCLAIM", "XAUTOCLAIM", "XPENDING", "XINFO", "
 
 
 def query() -> Command:
-    """The command whose reply `parse` reads."""
-    return ("COMMAND", "INFO", *REQUIRED, *(feature.name for feature in Feature))
+    """The command whose reply `parse` reads. In lower case, for fakeredis, which knows its commands only so."""
+    return ("COMMAND", "INFO", *(name.lower() for name in (*REQUIRED, *(feature.name for feature in Feature))))
 
 
 def parse(reply: Reply) -> tuple[list[str], frozenset[Feature]]:

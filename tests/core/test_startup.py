@@ -87,7 +87,7 @@ def test_a_type_that_may_not_be_asked_for_is_taken_to_be_right(world):
 
 def rows(*missing):
     """COMMAND INFO, as a server answers that lacks some."""
-    return [None if name in missing else [name.lower().encode()] for name in query()[2:]]
+    return [None if name.upper() in missing else [name.encode()] for name in query()[2:]]
 
 
 def test_a_command_that_is_missing_is_named(world):
