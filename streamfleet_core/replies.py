@@ -222,13 +222,15 @@ def parse_entries(reply: Reply) -> list[Entry]:
         _unexpected("XRANGE or XCLAIM", reply)
     entries: list[Entry] = []
     for element in reply:
-        match element:
-            case [bytes() as entry_id, (list() | None) as fields]:
-                entries.append((entry_id, fields))
-            case None:
-                pass
-            case _:
-                _unexpected("XRANGE or XCLAIM", element)
+        if element is None:
+            continue
+        # Once per task: twice as fast as a match statement.
+        if type(element) is not list or len(element) != 2:
+            _unexpected("XRANGE or XCLAIM", element)
+        entry_id, fields = element
+        if type(entry_id) is not bytes or (fields is not None and type(fields) is not list):
+            _unexpected("XRANGE or XCLAIM", element)
+        entries.append((entry_id, fields))  # type: ignore[arg-type]  # of what the fields are, the server vouches
     return entries
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from streamfleet_core import outcomes, safeguards
@@ -34,6 +35,11 @@ VERIFY_BATCH = 500
 LEAN_PAUSE = 1.0
 """Seconds between attempts to write outcomes that need memory, while the server has none."""
 FAREWELL_PAGE = 1000
+
+
+# CPython 3.11 finds members through a descriptor: slow where it is done for each task.
+_SETTLING, _COMMITTING, _SETTLED = Phase.SETTLING, Phase.COMMITTING, Phase.SETTLED
+_RELEASING, _COMPLETED = Phase.RELEASING, Verdict.COMPLETED
 
 
 class Stage(Enum):
@@ -238,10 +244,10 @@ class Settler:
         self._rearmed(replies[-watched:], now)
 
     def _rearmed(self, replies: list[Reply], now: float) -> None:
-        for reply in replies:
+        for command, reply in zip(self._watch_and_get(), replies, strict=True):
             if isinstance(reply, ServerError):
                 self._armed = False
-                self._server_says_no(reply, ("WATCH",), now)
+                self._server_says_no(reply, command, now)
                 return
         self._armed = True
         for queue, value in zip(self._queues, replies[1:], strict=True):
@@ -251,6 +257,10 @@ class Settler:
 
     def _outcomes(self) -> list[Delivery]:
         """Up to a batch of deliveries to settle or release; those that need memory wait while there is none."""
+        if self._memory is Memory.ENOUGH:
+            first = list(islice(self._pending, BATCH))
+            if all(d.phase is _SETTLING or d.phase is _RELEASING for d in first):
+                return first
         chosen: list[Delivery] = []
         kept: list[Delivery] = []
         while self._pending and len(chosen) < BATCH:
@@ -333,14 +343,14 @@ class Settler:
         commit.add([("MULTI",)])
         ended: dict[str, list[Delivery]] = {}
         for delivery in chosen:
-            if delivery.phase is Phase.RELEASING:
+            if delivery.phase is _RELEASING:
                 delivery.move(Phase.RETURNING)
                 commit.released.append(delivery)
                 continue
-            delivery.move(Phase.COMMITTING)
+            delivery.move(_COMMITTING)
             commit.settled.append(delivery)
             ended.setdefault(delivery.queue.keys.queue, []).append(delivery)
-            if delivery.verdict is not Verdict.COMPLETED or delivery.task.notify:  # type: ignore[union-attr]
+            if delivery.verdict is not _COMPLETED or delivery.task.notify:  # type: ignore[union-attr]
                 commit.add(outcomes.transfer(delivery, server_ms), delivery)
                 commit.add(outcomes.notice(delivery))
         for deliveries in ended.values():
@@ -405,11 +415,17 @@ class Settler:
             self._machine.counts["released"] += len(commit.released)
             text = f"gave {len(commit.released)} entries back"
             self._machine.emit(EventKind.RELEASED, text, entries=len(commit.released))
+        completed = 0
         for delivery in commit.settled:
-            if delivery in commit.rescued:
-                ended(delivery, Phase.SETTLED)
+            if delivery.verdict is _COMPLETED:
+                ended(delivery, _SETTLED)
+                completed += 1
+            elif delivery in commit.rescued:
+                ended(delivery, _SETTLED)
             else:
                 self._settled(delivery)
+        if completed:
+            self._machine.counts[_COMPLETED.value] += completed
         for queue in self._queues:
             self._machine.room_changed(queue.keys.queue)
 

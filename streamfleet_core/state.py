@@ -108,6 +108,8 @@ for _phase, _targets in TRANSITIONS.items():
     _phase.bit = _BIT[_phase]  # type: ignore[attr-defined]
     _phase.successors = sum(_BIT[target] for target in _targets)  # type: ignore[attr-defined]
 
+_READY = Phase.READY  # CPython 3.11 finds members through a descriptor: slow where it is done for each task
+
 RELEASED_IDLE_MS = 365 * 86_400_000
 """The idle time given to released entries. Nothing else is idle for a year, so they can be told apart."""
 
@@ -149,28 +151,35 @@ class QueueState:
 class Delivery:
     """One entry in our hands. The machine's own record; shells only pass it around."""
 
+    # The dictionary holds what few deliveries have; for all others it is never made, and the class's values count.
     __slots__ = (
-        "cancelled",
-        "deadline",
-        "delay_ms",
-        "deliveries",
+        "__dict__",
         "entry_id",
-        "error",
         "fence",
         "fields",
         "leased_from",
-        "maybe_applied",
-        "on_cancel",
         "phase",
         "queue",
         "ran",
-        "reason",
-        "result",
         "started",
         "task",
-        "traceback",
         "verdict",
     )
+
+    deliveries: int = 1
+    """The number of this delivery, as far as we know."""
+    deadline: float = 0.0
+    cancelled: str = ""
+    """Why the handler should stop, or empty."""
+    on_cancel: object = None
+    """The shell's hook, called when ``cancelled`` is set."""
+    delay_ms: int = 0
+    error: str = ""
+    traceback: str = ""
+    reason: str = ""
+    result: bytes | None = None
+    maybe_applied: bool = False
+    """Its settlement was in flight when the connection broke."""
 
     def __init__(
         self,
@@ -180,7 +189,6 @@ class Delivery:
         fields: list[bytes],
         fence: Fence,
         leased_from: float,
-        deliveries: int = 1,
     ) -> None:
         self.queue = queue
         self.entry_id = entry_id
@@ -190,23 +198,10 @@ class Delivery:
         self.fence = fence
         self.leased_from = leased_from
         """When the request that took or last renewed the entry was sent (monotonic seconds)."""
-        self.deliveries = deliveries
-        self.phase = Phase.READY
+        self.phase = _READY
         self.ran = False
         self.started = 0.0
-        self.deadline = 0.0
-        self.cancelled = ""
-        """Why the handler should stop, or empty."""
-        self.on_cancel: object = None
-        """The shell's hook, called when ``cancelled`` is set."""
         self.verdict: Verdict | None = None
-        self.delay_ms = 0
-        self.error = ""
-        self.traceback = ""
-        self.reason = ""
-        self.result: bytes | None = None
-        self.maybe_applied = False
-        """Its settlement was in flight when the connection broke."""
 
     def move(self, phase: Phase) -> None:
         """Go to ``phase``; the one place where the table is checked."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 
 F_NO_RETRY = b"no_retry"
 """``1``: never retry."""
@@ -152,9 +153,7 @@ def decode_task(fields: list[bytes], queue: str) -> Task:
     """Return the task of an entry of ``queue``. Raises Undecodable."""
     if fields[0:_TASK_LENGTH:2] == _TASK_FIELDS and not len(fields) % 2:
         version, task_id, client_id, data, most, expires, delay, notify, retries = fields[1:_TASK_LENGTH:2]
-        extra = _pairs(fields[_TASK_LENGTH:]) if len(fields) > _TASK_LENGTH else {}
-        if extra and not _TASK_FIELD_SET.isdisjoint(extra):
-            raise Undecodable("a field of the base format appears twice")
+        extra = _further(fields)
     else:
         extra = _pairs(fields)
         version, task_id, client_id, data, most, expires, delay, notify, retries = _take(extra, _TASK_FIELDS)
@@ -168,7 +167,7 @@ def decode_task(fields: list[bytes], queue: str) -> Task:
             data,
             _max_retries(most, extra),
             0 if expires == b"0" else _natural(_F_EXPIRES, expires),
-            0 if delay == b"0" else _natural(_F_RETRY_DELAY, delay),
+            0 if delay == b"0" else _repeating_natural(_F_RETRY_DELAY, delay),
             notify != b"0",
             0 if retries == b"0" else _natural(_F_RETRIES, retries),
             extra,
@@ -177,8 +176,22 @@ def decode_task(fields: list[bytes], queue: str) -> Task:
         raise Undecodable(f"id or client_id is not UTF-8: {error.object!r:.80}") from None
 
 
+def _further(fields: list[bytes]) -> dict[bytes, bytes]:
+    """The extra fields, after the base ones in their fixed order."""
+    length = len(fields)
+    if length == _TASK_LENGTH:
+        return {}
+    if length == _TASK_LENGTH + 2:  # the retry policy alone: nearly all tasks
+        extra = {fields[_TASK_LENGTH]: fields[_TASK_LENGTH + 1]}
+    else:
+        extra = _pairs(fields[_TASK_LENGTH:])
+    if not _TASK_FIELD_SET.isdisjoint(extra):
+        raise Undecodable("a field of the base format appears twice")
+    return extra
+
+
 def _max_retries(value: bytes, extra: dict[bytes, bytes]) -> int:
-    number = _integer(_F_MAX_RETRIES, value)
+    number = _repeating_integer(_F_MAX_RETRIES, value)
     if extra and extra.get(F_NO_RETRY) == b"1":
         del extra[F_NO_RETRY]  # the attribute says it from here on, and encoding writes it anew
         return 0
@@ -201,6 +214,11 @@ def _integer(name: bytes, value: bytes) -> int:
     if not -_MAX_INT64 - 1 <= number <= _MAX_INT64:
         raise Undecodable(f"{name.decode()} does not fit 64 bits: {value!r:.40}")
     return number
+
+
+# For the fields that have the same few values in most tasks.
+_repeating_integer = lru_cache(maxsize=256)(_integer)
+_repeating_natural = lru_cache(maxsize=256)(_natural)
 
 
 def _pairs(fields: list[bytes]) -> dict[bytes, bytes]:

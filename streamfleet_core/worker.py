@@ -41,6 +41,9 @@ SMOOTHING = 0.1
 CANCEL_AT = 0.9
 """The part of the lease after which, without a beat, handlers are told to stop and none is started."""
 
+# CPython 3.11 finds members through a descriptor: slow where it is done for each task.
+_READY, _RUNNING, _SETTLING, _COMPLETED = Phase.READY, Phase.RUNNING, Phase.SETTLING, Verdict.COMPLETED
+
 
 @dataclass(slots=True)
 class Lane:
@@ -148,7 +151,7 @@ class WorkerMachine:
         while ready and not self.stopping:
             delivery = ready.popleft()
             task = delivery.task
-            if delivery.phase is not Phase.READY or task is None:
+            if delivery.phase is not _READY or task is None:
                 continue
             if delivery.leased_from < now - self.config.lease * CANCEL_AT:
                 ready.appendleft(delivery)  # not renewed for so long that others may have it: wait for the beat
@@ -156,7 +159,7 @@ class WorkerMachine:
             if task.expires_ms and task.expires_ms <= self.clock.ms(now):
                 self._decide(delivery, Verdict.EXPIRED)
                 continue
-            delivery.move(Phase.RUNNING)
+            delivery.move(_RUNNING)
             delivery.ran = True
             delivery.started = now
             self.running += 1
@@ -172,8 +175,9 @@ class WorkerMachine:
         """The handler completed; ``result`` travels in the notification."""
         if not self._handler_ended(delivery, now):
             return
-        delivery.result = result
-        self._decide(delivery, Verdict.COMPLETED)
+        if result is not None:
+            delivery.result = result
+        self._decide(delivery, _COMPLETED)
 
     def handler_failed(
         self,
@@ -308,30 +312,35 @@ class WorkerMachine:
         """Entries are in our PEL, known to be ours under ``fence``. Returns how many were new to us."""
         new = 0
         in_flight = queue.in_flight
+        plain = deliveries is None and not self.stopping
         for entry_id, fields in entries:
             if entry_id in in_flight or entry_id in queue.claiming:
                 continue
             new += 1
-            delivery = self._admit(queue, entry_id, fields, fence, sent_at)
-            in_flight[entry_id] = delivery
+            delivery = in_flight[entry_id] = self._admit(queue, entry_id, fields, fence, sent_at)
             self.held += 1
-            if deliveries is not None:
-                delivery.deliveries = deliveries.get(entry_id, 0) + 1
-            if delivery.verdict is not None:
-                self._decide(delivery, delivery.verdict)
-            elif delivery.deliveries > self.config.max_deliveries:
-                limit = self.config.max_deliveries
-                delivery.reason = f"delivered {limit} times without being settled (limit {limit})"
-                self._decide(delivery, Verdict.DEAD)
-            elif self.stopping:
-                delivery.move(Phase.RELEASING)
-                self._lane_of[queue.keys.queue].settler.add(delivery)
-            elif deliveries is not None:
-                self.ready.appendleft(delivery)
-            else:
+            if plain and delivery.verdict is None:
                 self.ready.append(delivery)
+            else:
+                self._place(delivery, deliveries)
         self.counts["received"] += new
         return new
+
+    def _place(self, delivery: Delivery, deliveries: dict[bytes, int] | None) -> None:
+        """What to do with an entry that is not simply new."""
+        limit = self.config.max_deliveries
+        if deliveries is not None:
+            delivery.deliveries = deliveries.get(delivery.entry_id, 0) + 1
+        if delivery.verdict is not None:
+            self._decide(delivery, delivery.verdict)
+        elif delivery.deliveries > limit:
+            delivery.reason = f"delivered {limit} times without being settled (limit {limit})"
+            self._decide(delivery, Verdict.DEAD)
+        elif self.stopping:
+            delivery.move(Phase.RELEASING)
+            self.lane_of(delivery.queue).settler.add(delivery)
+        else:
+            self.ready.appendleft(delivery)
 
     def _admit(
         self, queue: QueueState, entry_id: bytes, fields: list[bytes] | None, fence: Fence, sent_at: float
@@ -381,7 +390,7 @@ class WorkerMachine:
 
     def _handler_ended(self, delivery: Delivery, now: float) -> bool:
         """Book-keeping for a handler that came back. False when its task was settled or lost without it."""
-        if delivery.phase is not Phase.RUNNING:
+        if delivery.phase is not _RUNNING:
             self.counts["late"] += 1
             text = f"handler came back after {now - delivery.started:.1f} s, too late: {delivery.cancelled}"
             self.emit(EventKind.LATE_RETURN, text, delivery)
@@ -389,9 +398,9 @@ class WorkerMachine:
         self.running -= 1
         if delivery.deadline:
             self._timed.pop(delivery, None)
-        duration = now - delivery.started
-        self._mean += (duration - self._mean) * (SMOOTHING if self._mean else 1.0)
-        self._mean = max(self._mean, 1e-6)
+        mean = self._mean
+        mean += (now - delivery.started - mean) * (SMOOTHING if mean else 1.0)
+        self._mean = mean if mean > 1e-6 else 1e-6
         return True
 
     def _fail(self, delivery: Delivery, error: str, traceback: str, retry_in: float | None, final: str) -> None:
@@ -415,9 +424,8 @@ class WorkerMachine:
 
     def _decide(self, delivery: Delivery, verdict: Verdict) -> None:
         delivery.verdict = verdict
-        delivery.move(Phase.SETTLING)
-        lane = self._lane_of[delivery.queue.keys.queue]
-        lane.settler.add(delivery)
+        delivery.move(_SETTLING)
+        self._lane_of[delivery.queue.keys.queue].settler.add(delivery)
 
     # ---- inside the machine -------------------------------------------------------------------------
 
