@@ -5,11 +5,13 @@ It enqueues numbered tasks until SIGTERM, then sends what is left, waits for wha
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +23,7 @@ from streamfleet.sync import Client
 
 PAUSE = 0.05
 SETTLE = 40.0
+OPTIONS: dict[str, Any] = {"buffer_timeout": 0, "block": 1.0, "heartbeat": 1.0}
 
 
 class Offers:
@@ -61,30 +64,96 @@ class Offers:
         return len(self._waiting)
 
 
-def main() -> None:
-    """Offer at the rate given, in small bursts."""
-    _, url, log_path, seed, first, rate = sys.argv[1:]
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    log, rng, number = LogFile(Path(log_path)), Random(int(seed)), int(first)
-    offers = Offers(log)
-    with Client(driver_from_url(url), buffer_timeout=0, block=1.0, heartbeat=1.0) as client:
+class Script:
+    """What the client offers next; the same for each shell."""
+
+    def __init__(self, log: LogFile, seed: int, first: int, rate: float) -> None:
+        self._log = log
+        self._rng = Random(seed)
+        self.number = first
+        self.burst = max(1, int(rate * PAUSE))
+
+    def next(self) -> tuple[str, str, bool, dict[str, Any]]:
+        """The next order, logged as offered."""
+        self._log.write("offered", self.number)
+        return order(self.number, self._rng)
+
+
+def run_sync(url: str, script: Script, offers: Offers, stop: threading.Event) -> None:
+    """A client for threads."""
+    with Client(driver_from_url(url), **OPTIONS) as client:
         while not stop.wait(PAUSE):
-            for _ in range(max(1, int(float(rate) * PAUSE))):
-                queue, payload, tracked, options = order(number, rng)
-                log.write("offered", number)
+            for _ in range(script.burst):
+                queue, payload, tracked, options = script.next()
                 try:
                     enqueue = client.enqueue_tracked if tracked else client.enqueue
-                    offers.add(number, enqueue(queue, payload, **options), tracked)
+                    offers.add(script.number, enqueue(queue, payload, **options), tracked)
                 except BufferFull:
                     break
-                number += 1
+                script.number += 1
             offers.look()
         deadline = time.monotonic() + SETTLE
         pause = threading.Event()
         while offers.look() and time.monotonic() < deadline:
             pause.wait(PAUSE)
-        log.write("finished", offers.unaccepted)
+
+
+async def run_async(
+    client: Any, sleep: Callable[[float], Awaitable[None]], script: Script, offers: Offers, stop: threading.Event
+) -> None:
+    """A client for asyncio or trio, already open."""
+    while not stop.is_set():
+        await sleep(PAUSE)
+        for _ in range(script.burst):
+            queue, payload, tracked, options = script.next()
+            try:
+                enqueue = client.enqueue_tracked if tracked else client.enqueue
+                offers.add(script.number, await enqueue(queue, payload, **options), tracked)
+            except BufferFull:
+                break
+            script.number += 1
+        offers.look()
+    deadline = time.monotonic() + SETTLE
+    while offers.look() and time.monotonic() < deadline:
+        await sleep(PAUSE)
+
+
+def run_asyncio(url: str, script: Script, offers: Offers, stop: threading.Event) -> None:
+    """A client on asyncio."""
+    from streamfleet.asyncio import Client
+
+    async def main() -> None:
+        async with Client(driver_from_url(url, shell="asyncio"), **OPTIONS) as client:
+            await run_async(client, asyncio.sleep, script, offers, stop)
+
+    asyncio.run(main())
+
+
+def run_trio(url: str, script: Script, offers: Offers, stop: threading.Event) -> None:
+    """A client on trio."""
+    import trio
+
+    from streamfleet.trio import Client
+
+    async def main() -> None:
+        async with Client(driver_from_url(url, shell="trio"), **OPTIONS) as client:
+            await run_async(client, trio.sleep, script, offers, stop)
+
+    trio.run(main)
+
+
+SHELLS = {"sync": run_sync, "asyncio": run_asyncio, "trio": run_trio}
+
+
+def main() -> None:
+    """Offer at the rate given, in small bursts, until SIGTERM."""
+    shell, url, log_path, seed, first, rate = sys.argv[1:]
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    log = LogFile(Path(log_path))
+    offers = Offers(log)
+    SHELLS[shell](url, Script(log, int(seed), int(first), float(rate)), offers, stop)
+    log.write("finished", offers.unaccepted)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from random import Random
 
 LEASE = 2.0
 BLOCK_OF_NUMBERS = 10_000_000
-CLIENT_SHELLS = ("sync",)
 
 
 @dataclass
