@@ -35,6 +35,9 @@ MAX_TEMPLATES = 100
 IDS_PER_DRAW = 128
 """Ids whose entropy is drawn at once."""
 
+# CPython 3.11 finds members through a descriptor: slow where it is done for each task.
+_BUFFERED, _SENT, _ACCEPTED = Status.BUFFERED, Status.SENT, Status.ACCEPTED
+
 
 @dataclass(slots=True)
 class Lane:
@@ -42,8 +45,10 @@ class Lane:
 
     client_id: str
     queues: dict[str, QueueKeys]
+    plain: tuple[list[bytes], list[bytes]]
+    """Encoded tasks without options, untracked and tracked, that lack only id and payload."""
     templates: dict[tuple[RetryPolicy, bool], list[bytes]]
-    """Encoded tasks that lack only id and payload."""
+    """The same for other retry policies, as they come."""
     publisher: Publisher
     receiver: Receiver
     publish: Link
@@ -154,7 +159,11 @@ class ClientMachine:
     @property
     def refusal(self) -> ServerRefused | None:
         """Why the server will not work with us, if so."""
-        return next((link.refusal for link in self.links if link.refusal is not None), None)
+        for lane in self.lanes.values():  # asked for at each enqueue
+            refusal = lane.publish.refusal or lane.receive.refusal
+            if refusal is not None:
+                return refusal
+        return None
 
     @property
     def full(self) -> bool:
@@ -195,7 +204,7 @@ class ClientMachine:
                 f"(limits {self.config.buffer_tasks:,} tasks, {self.config.buffer_bytes:,} bytes)"
             )
         submission = self._submission(keys, lane, data, now, options, tracked)
-        if submission.status is Status.BUFFERED:
+        if submission.status is _BUFFERED:
             self.buffered_tasks += 1
             self.buffered_bytes += len(data)
             self.pending += 1
@@ -210,11 +219,14 @@ class ClientMachine:
     ) -> Submission:
         server_ms = self.clock.ms(now)
         task_id = uuid7(server_ms, self._random_bytes())
-        due_at, due_ms, expires_ms = 0.0, 0, 0
-        if options is not PLAIN:
-            due_at = now + options.delay if options.delay else 0.0
-            due_ms = int(options.at * 1000) if options.at else 0
-            expires_ms = options.expires_ms(server_ms)
+        if options is PLAIN:
+            fields = lane.plain[tracked].copy()
+            fields[AT_ID] = task_id.encode()
+            fields[AT_DATA] = data
+            return Submission(keys, task_id, fields, tracked, 0, 0.0, 0)
+        due_at = now + options.delay if options.delay else 0.0
+        due_ms = int(options.at * 1000) if options.at else 0
+        expires_ms = options.expires_ms(server_ms)
         template = lane.templates.get((options.retry, tracked)) or self._template(lane, options.retry, tracked)
         fields = template.copy()
         fields[AT_ID] = task_id.encode()
@@ -231,9 +243,7 @@ class ClientMachine:
     def _template(self, lane: Lane, retry: RetryPolicy, tracked: bool) -> list[bytes]:
         if len(lane.templates) >= MAX_TEMPLATES:
             lane.templates.clear()
-        task = Task("", "", lane.client_id, b"", notify=tracked)
-        retry.apply_to(task)
-        template = lane.templates[retry, tracked] = encode_task(task)
+        template = lane.templates[retry, tracked] = _encoded(lane.client_id, retry, tracked)
         return template
 
     def _random_bytes(self) -> bytes:
@@ -291,12 +301,13 @@ class ClientMachine:
         )
         publisher.link, receiver.link = publish, receive
         self.new_links += (publish, receive)
-        return Lane(client_id, queues, {}, publisher, receiver, publish, receive)
+        plain = _encoded(client_id, DEFAULT_RETRY, False), _encoded(client_id, DEFAULT_RETRY, True)
+        return Lane(client_id, queues, plain, {}, publisher, receiver, publish, receive)
 
     def left_buffer(self, submission: Submission) -> None:
         """A submission left the buffer, one way or the other."""
         self.buffered_tasks -= 1
-        self.buffered_bytes -= submission.size
+        self.buffered_bytes -= len(submission.fields[AT_DATA])
 
     def expire(self, submission: Submission) -> None:
         """It expired before it was sent."""
@@ -308,8 +319,8 @@ class ClientMachine:
     def accepted(self, submission: Submission) -> None:
         """The server has it."""
         self.pending -= 1
-        if submission.status is Status.SENT:
-            submission.status = Status.ACCEPTED
+        if submission.status is _SENT:
+            submission.status = _ACCEPTED
             if submission.waiter is not None:
                 self.changed.append(submission)
 
@@ -339,6 +350,12 @@ class ClientMachine:
 
     def _buffer_text(self) -> str:
         return f"; {self.buffered_tasks:,} buffered tasks are being sent" if self.buffered_tasks else ""
+
+
+def _encoded(client_id: str, retry: RetryPolicy, tracked: bool) -> list[bytes]:
+    task = Task("", "", client_id, b"", notify=tracked)
+    retry.apply_to(task)
+    return encode_task(task)
 
 
 def _payload(data: object) -> bytes:

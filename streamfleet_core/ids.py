@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 ENTROPY_BYTES = 10
 """Random bytes that one id takes; 74 of the 80 bits are used."""
 
 _MAX_MS = 2**48 - 1
-_RANDOM_BITS = 0x0FFF_3FFF_FFFF_FFFF_FFFF
-_VERSION_AND_VARIANT = 0x7000_8000_0000_0000_0000
+_VARIANT = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
+"""A digit that begins with the variant's two bits, by the digit whose last two bits it keeps."""
 _CANONICAL = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -22,9 +23,15 @@ def uuid7(unix_ms: int, entropy: bytes) -> str:
         raise ValueError(f"a UUIDv7 holds 0 to {_MAX_MS} ms since 1970, got {unix_ms!r}")
     if len(entropy) != ENTROPY_BYTES:
         raise ValueError(f"a UUIDv7 takes {ENTROPY_BYTES} bytes of entropy, got {len(entropy)}")
-    low = int.from_bytes(entropy, "big") & _RANDOM_BITS | _VERSION_AND_VARIANT
-    text = "%012x%020x" % (unix_ms, low)  # noqa: UP031 - a third faster than an f-string, once per task
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    random = entropy.hex()
+    return f"{_time_and_version(unix_ms)}{random[1:4]}-{_VARIANT[random[4]]}{random[5:8]}-{random[8:]}"
+
+
+@lru_cache(maxsize=4)
+def _time_and_version(unix_ms: int) -> str:
+    """How all ids of a millisecond begin; at full speed there are a hundred of them."""
+    time = f"{unix_ms:012x}"
+    return f"{time[:8]}-{time[8:]}-7"
 
 
 def is_uuid(text: str) -> bool:

@@ -27,12 +27,17 @@ from streamfleet_core.link import FOREVER, Exchange, Link
 from streamfleet_core.receiving import Receiver
 from streamfleet_core.replies import ErrorKind, abort_cause, classify, parse_time
 from streamfleet_core.submission import Status, Submission
+from streamfleet_core.wire import AT_DATA
 
 if TYPE_CHECKING:
     from streamfleet_core.client import ClientMachine
 
 MARKER_REFRESH = 3600.0
 """Seconds after which the marker's time to live is renewed."""
+
+
+# CPython 3.11 finds members through a descriptor: slow where it is done for each task.
+_BUFFERED, _SENT = Status.BUFFERED, Status.SENT
 
 
 class Stage(Enum):
@@ -284,15 +289,15 @@ class Publisher:
         size = 0
         while buffer and len(chosen) < config.batch_tasks and size < config.batch_bytes:
             submission = buffer.popleft()
-            if submission.status is not Status.BUFFERED:
+            if submission.status is not _BUFFERED:
                 continue
             machine.left_buffer(submission)
             if submission.expires_ms and submission.expires_ms <= server_ms:
                 machine.pending -= 1
                 machine.expire(submission)
                 continue
-            submission.status = Status.SENT
-            size += submission.size
+            submission.status = _SENT
+            size += len(submission.fields[AT_DATA])
             chosen.append(submission)
         return chosen
 

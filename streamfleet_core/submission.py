@@ -35,6 +35,9 @@ class Status(Enum):
         return self not in (Status.BUFFERED, Status.SENT, Status.ACCEPTED)
 
 
+_BUFFERED = Status.BUFFERED
+
+
 class Submission:
     """One enqueued task. The machine's record; a shell's handle looks at it."""
 
@@ -73,7 +76,7 @@ class Submission:
         """Local monotonic time of a relative delay; 0 = none."""
         self.due_ms = due_ms
         """Unix ms of an absolute due time; 0 = none."""
-        self.status = Status.BUFFERED
+        self.status = _BUFFERED
         self.error = ""
         self.result: bytes | None = None
         self.cancelling = False
