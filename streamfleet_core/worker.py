@@ -167,7 +167,9 @@ class WorkerMachine:
             if timeout:
                 delivery.deadline = now + timeout
                 self._timed[delivery] = None
-                self._next_tick = min(self._next_tick, delivery.deadline)
+                if delivery.deadline < self._next_tick:
+                    self._next_tick = delivery.deadline
+                    self._lane_of[self._name(delivery)].settle.kick()  # whose loop keeps the time
             return delivery
         return None
 

@@ -1,0 +1,532 @@
+import pytest
+
+from streamfleet_core.config import WorkerConfig
+from streamfleet_core.connection import ServerError
+from streamfleet_core.errors import PermissionMissing, ServerRefused, UsageError, WrongKeyType
+from streamfleet_core.events import EventKind
+from streamfleet_core.keys import GROUP, queue_keys
+from streamfleet_core.link import Role
+from streamfleet_core.retry import RetryPolicy
+from streamfleet_core.state import Phase, Verdict
+from streamfleet_core.wire import F_REASON, Task, encode_task
+from streamfleet_core.worker import CANCEL_AT, MAX_ERROR, MAX_TRACEBACK, WorkerMachine
+
+KEYS = queue_keys("q")
+
+
+@pytest.fixture
+def world(world):
+    world.call("XGROUP", "CREATE", KEYS.stream, GROUP, "0", "MKSTREAM")
+    return world
+
+
+def begin(world, worker, **attributes):
+    world.enqueue(**attributes)
+    world.pump()
+    return worker.take()
+
+
+# ---- shape ------------------------------------------------------------------------------------------
+
+
+def test_a_worker_without_handlers_is_refused():
+    with pytest.raises(UsageError, match="no handlers"):
+        WorkerMachine("w", {}, WorkerConfig(), now=0, wall_ms=0, entropy=bytes, random=lambda: 0.0)
+
+
+def test_one_slot_has_three_links(world):
+    worker = world.worker("a", "b")
+    assert [link.role for link in worker.machine.links] == [Role.READ, Role.SETTLE, Role.CONTROL]
+
+
+def test_each_slot_has_links_of_its_own(world):
+    slots = {"a": 1, "b": 2, "c": 1}
+    worker = world.worker("a", "b", "c", slot_of=lambda keys: slots[keys.queue])
+    assert sorted(link.slot for link in worker.machine.links) == [1, 1, 1, 2, 2, 2]
+    for name in "abc":
+        world.enqueue(name, name)
+    world.pump()
+    for _ in range(3):
+        worker.succeed(worker.take())
+    world.pump()
+    assert worker.machine.counts["completed"] == 3
+    assert {worker.machine.lane_of(worker.machine.queues[name]).read.slot for name in "ab"} == {1, 2}
+    worker.stop()
+    world.pump()
+    assert worker.ended
+
+
+def test_tokens_are_never_the_same(world):
+    machine = world.worker().machine
+    assert len({machine.token() for _ in range(100)}) == 100
+
+
+# ---- take and return --------------------------------------------------------------------------------
+
+
+def test_tasks_are_taken_in_order(world):
+    worker = world.worker(concurrency=3)
+    for n in range(3):
+        world.enqueue(f"t{n}")
+    world.pump()
+    assert [worker.take().task.id for _ in range(3)] == ["t0", "t1", "t2"]
+    assert worker.machine.take(world.now) is None
+    assert worker.machine.running == 3
+
+
+def test_an_expired_task_is_not_started(world):
+    worker = world.worker(concurrency=2)
+    world.enqueue("old", expires_ms=world.server_ms() + 100)
+    world.enqueue("new", expires_ms=world.server_ms() + 60_000)
+    world.pump()
+    world.advance(0.1)
+    assert worker.take().task.id == "new"
+    world.pump()
+    assert worker.machine.counts["expired"] == 1
+    assert len(world.stream()) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ([b"a", b"b"], b"missing field"),
+        (
+            [*encode_task(Task("t", "q", "c", b""))[:1], b"2", *encode_task(Task("t", "q", "c", b""))[2:]],
+            b"enc_version",
+        ),
+    ],
+)
+def test_an_entry_that_cannot_be_read_becomes_a_dead_letter_as_it_came(world, fields, said):
+    worker = world.worker()
+    world.call("XADD", KEYS.stream, "*", *fields)
+    world.pump()
+    (letter,) = world.dead()
+    assert said in letter[F_REASON]
+    assert letter[fields[0]] == fields[1]
+    assert world.stream() == []
+    assert worker.machine.take(world.now) is None
+    assert worker.machine.counts["dead"] == 1
+
+
+def test_handlers_durations_make_the_window(world):
+    worker = world.worker(concurrency=2, prefetch_horizon=1.0)
+    assert worker.machine.window() == 2
+    task = begin(world, worker)
+    world.now += 0.105
+    worker.succeed(task)
+    assert worker.machine.window() == 2 + 19
+    task = begin(world, worker)
+    world.now += 10
+    worker.succeed(task)
+    assert worker.machine._mean == pytest.approx(0.105 + (10 - 0.105) * 0.1)
+
+
+def test_a_handler_without_any_duration(world):
+    worker = world.worker(concurrency=1, max_prefetch=50)
+    worker.succeed(begin(world, worker))
+    assert worker.machine.window() == 50
+
+
+# ---- failures ---------------------------------------------------------------------------------------
+
+
+def test_a_failure_is_retried_after_the_tasks_own_delay(world):
+    worker = world.worker()
+    task = Task("t", "q", "c", b"")
+    RetryPolicy(max_retries=5, delay=2, factor=3, jitter=0).apply_to(task)
+    world.call("XADD", KEYS.stream, "*", *encode_task(task))
+    for delay in (2000, 6000, 18_000):
+        world.pump()
+        delivery = worker.take()
+        worker.fail(delivery)
+        assert delivery.delay_ms == delay
+        world.advance(delay / 1000 + 0.1)
+
+
+@pytest.mark.parametrize(("retry_in", "delay_ms"), [(0, 0), (0.25, 250), (60, 60_000)])
+def test_a_handler_may_choose_the_delay(world, retry_in, delay_ms):
+    worker = world.worker()
+    delivery = begin(world, worker, retry_delay_ms=5000)
+    worker.fail(delivery, retry_in=retry_in)
+    assert delivery.verdict is Verdict.RETRY
+    assert delivery.delay_ms == delay_ms
+
+
+def test_a_handler_may_forbid_retries(world):
+    worker = world.worker()
+    delivery = begin(world, worker, max_retries=-1)
+    worker.fail(delivery, final=True)
+    assert delivery.verdict is Verdict.DEAD
+    assert delivery.reason == "not to be retried"
+
+
+@pytest.mark.parametrize(("max_retries", "runs"), [(0, 1), (1, 2), (3, 4)])
+def test_a_task_runs_once_and_then_for_each_retry(world, max_retries, runs):
+    worker = world.worker()
+    world.enqueue(max_retries=max_retries)
+    count = 0
+    world.pump()
+    while (delivery := worker.machine.take(world.now)) is not None:
+        count += 1
+        assert delivery.task.attempt == count
+        worker.fail(delivery)
+        world.pump()
+    assert count == runs
+    (letter,) = world.dead()
+    said = f"failed {runs} times, {max_retries} retries" if max_retries else "no retries allowed"
+    assert said in letter[F_REASON].decode()
+
+
+def test_a_task_may_be_retried_for_ever(world):
+    worker = world.worker()
+    world.enqueue(max_retries=-1)
+    for _ in range(50):
+        world.pump()
+        worker.fail(worker.take())
+    assert world.dead() == []
+
+
+def test_errors_and_tracebacks_have_bounds(world):
+    worker = world.worker()
+    delivery = begin(world, worker, max_retries=0)
+    worker.machine.handler_failed(delivery, world.now, "e" * 10_000, "first" + "t" * 20_000 + "last")
+    assert len(delivery.error) == MAX_ERROR
+    assert len(delivery.traceback) == MAX_TRACEBACK
+    assert delivery.traceback.endswith("last")
+
+
+def test_text_that_is_not_unicode_can_be_kept(world):
+    worker = world.worker()
+    delivery = begin(world, worker, max_retries=0)
+    worker.fail(delivery, "\udcff")
+    world.pump()
+    assert world.dead()[0][b"last_error"] == b"\\udcff"
+
+
+# ---- timeouts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lease", [10, 60, 600])
+def test_a_handler_that_takes_too_long_is_cancelled_and_its_task_retried(world, lease):
+    worker = world.worker(timeout=3.2, lease=lease)
+    world.advance(100)
+    called = []
+    delivery = begin(world, worker, max_retries=1)
+    delivery.on_cancel = lambda: called.append(delivery.cancelled)
+    world.advance(3.15)
+    assert delivery.phase is Phase.RUNNING
+    world.advance(0.1)
+    assert called == ["timeout"]
+    assert delivery.phase is Phase.SETTLED
+    assert worker.machine.counts["retry"] == 1
+    assert worker.events(EventKind.TIMED_OUT)
+    assert worker.take().task.attempt == 2
+
+
+def test_a_handler_that_comes_back_after_its_timeout_changes_nothing(world):
+    worker = world.worker(timeout=3.0)
+    delivery = begin(world, worker, max_retries=0)
+    world.advance(4)
+    assert len(world.dead()) == 1
+    worker.succeed(delivery)
+    worker.fail(delivery)
+    world.pump()
+    assert worker.machine.counts["late"] == 2
+    assert len(world.dead()) == 1
+    assert worker.machine.running == 0
+    (first, _) = worker.events(EventKind.LATE_RETURN)
+    assert "4.0 s, too late: timeout" in first.text
+
+
+def test_a_handler_in_time_has_no_timeout_after_that(world):
+    worker = world.worker(timeout=3.0)
+    worker.succeed(begin(world, worker))
+    world.advance(10)
+    assert worker.machine.counts["completed"] == 1
+    assert not worker.events(EventKind.TIMED_OUT)
+
+
+def test_each_running_task_has_its_own_deadline(world):
+    worker = world.worker(timeout=3.0, concurrency=2)
+    first = begin(world, worker)
+    world.advance(1)
+    second = begin(world, worker, task_id="t2")
+    world.advance(2.1)
+    assert (first.cancelled, second.cancelled) == ("timeout", "")
+    world.advance(1)
+    assert second.cancelled == "timeout"
+
+
+# ---- without contact --------------------------------------------------------------------------------
+
+
+def test_handlers_are_told_to_stop_before_others_take_their_tasks_over(world):
+    worker = world.worker(lease=10)
+    delivery = begin(world, worker)
+    called = []
+    delivery.on_cancel = lambda: called.append(world.now)
+    began = world.now
+    worker.settle.lose()
+    world.available = False
+    world.advance(30)
+    assert len(called) == 1
+    assert 10 * CANCEL_AT <= called[0] - began < 10 + 1.25
+    assert "no contact" in delivery.cancelled
+    assert delivery.phase is Phase.RUNNING, "it may still end in time to be settled"
+    world.available = True
+    world.advance(2)
+    worker.succeed(delivery)
+    world.pump()
+    assert worker.machine.counts["completed"] == 1
+
+
+def test_no_task_is_started_that_others_may_have_by_now(world):
+    worker = world.worker(lease=10)
+    world.enqueue()
+    world.pump()
+    worker.settle.lose()
+    world.available = False
+    world.advance(9.5)
+    assert worker.machine.take(world.now) is None
+    assert len(worker.machine.ready) == 1
+    world.available = True
+    world.advance(2)
+    assert worker.take().task.id == "t1"
+
+
+def test_a_lost_running_task_leaves_its_place_to_others(world):
+    worker = world.worker(concurrency=1, timeout=60)
+    delivery = begin(world, worker)
+    world.call("XCLAIM", KEYS.stream, GROUP, "other", 0, delivery.entry_id)
+    world.call("SET", KEYS.fence, "moved")
+    world.enqueue("next")
+    world.advance(4)
+    assert delivery.phase is Phase.LOST
+    assert worker.machine.running == 0
+    assert worker.take().task.id == "next"
+    worker.succeed(delivery)
+    assert worker.machine.counts["late"] == 1
+    world.advance(70)
+    assert not [e for e in worker.events(EventKind.TIMED_OUT) if e.data["task"] == "t1"]
+
+
+def test_a_ready_task_that_was_lost_is_not_taken(world):
+    worker = world.worker(concurrency=2)
+    entry = world.enqueue("gone")
+    world.enqueue("here")
+    world.pump()
+    world.call("XCLAIM", KEYS.stream, GROUP, "other", 0, entry)
+    world.call("SET", KEYS.fence, "moved")
+    world.advance(4)
+    assert worker.take().task.id == "here"
+    assert worker.machine.take(world.now) is None
+
+
+# ---- stop -------------------------------------------------------------------------------------------
+
+
+def test_a_worker_with_nothing_to_do_stops_at_once(world):
+    worker = world.worker()
+    worker.stop()
+    world.pump()
+    assert worker.ended
+    assert worker.machine.idle
+
+
+def test_nothing_is_taken_once_it_stops(world):
+    worker = world.worker()
+    world.enqueue()
+    world.pump()
+    worker.stop()
+    assert worker.machine.take(world.now) is None
+
+
+def test_stopping_again_can_only_shorten_the_wait(world):
+    worker = world.worker()
+    delivery = begin(world, worker)
+    worker.stop(drain=50)
+    at = worker.machine.stop_at
+    assert at == world.now + 50
+    worker.stop(drain=70)
+    assert worker.machine.stop_at == at
+    world.advance(1)
+    worker.stop(drain=2)
+    assert worker.machine.stop_at == world.now + 2
+    world.advance(1.9)
+    assert delivery.phase is Phase.RUNNING
+    world.advance(0.2)
+    assert delivery.phase is Phase.RELEASED
+    assert worker.ended
+
+
+def test_a_handler_that_was_stopped_gives_its_entry_back(world):
+    worker = world.worker(timeout=60, concurrency=1)
+    delivery = begin(world, worker)
+    worker.machine.handler_stopped(delivery)
+    worker.machine.handler_stopped(delivery)
+    assert worker.machine.running == 0
+    world.pump()
+    assert delivery.phase is Phase.RELEASED
+    assert worker.machine.counts["released"] == 1
+    world.advance(15)
+    assert worker.take().task.id == "t1"
+
+
+def test_running_handlers_may_finish(world):
+    worker = world.worker()
+    delivery = begin(world, worker)
+    worker.stop()
+    world.advance(10)
+    assert not worker.ended
+    worker.succeed(delivery)
+    world.pump()
+    assert worker.ended
+    assert worker.machine.counts["completed"] == 1
+
+
+def test_a_handler_that_was_given_up_comes_back_late(world):
+    worker = world.worker(timeout=60)
+    delivery = begin(world, worker)
+    worker.stop(drain=0)
+    world.pump()
+    assert worker.ended
+    assert delivery.phase is Phase.RELEASED
+    worker.succeed(delivery)
+    assert worker.machine.counts["late"] == 1
+    assert worker.machine.running == 0
+    assert not worker.machine._timed
+
+
+# ---- refusals ---------------------------------------------------------------------------------------
+
+
+def test_why_the_server_refuses_is_told(world):
+    worker = world.worker()
+    assert worker.machine.refusal is None
+    worker.control.link.refuse(PermissionMissing("no"))
+    assert isinstance(worker.machine.refusal, PermissionMissing)
+    assert not worker.machine.failing_in_order
+
+
+def test_the_first_failure_stops_the_worker_in_order(world):
+    worker = world.worker()
+    worker.machine.fail(WrongKeyType("first"), world.now)
+    worker.machine.fail(ServerRefused("second"), world.now)
+    assert str(worker.machine.refusal) == "first"
+    assert worker.machine.failing_in_order
+    assert len(worker.events(EventKind.REFUSED)) == 1
+    world.pump()
+    assert worker.ended
+
+
+def test_events_name_queue_entry_and_task(world):
+    worker = world.worker()
+    delivery = begin(world, worker, max_retries=0)
+    worker.fail(delivery)
+    world.pump()
+    (event,) = worker.events(EventKind.DEAD_LETTERED)
+    assert event.data == {"queue": "q", "entry": delivery.entry_id.decode(), "task": "t1", "error": "boom"}
+    world.call("XADD", KEYS.stream, "*", "a", "b")
+    world.pump()
+    assert worker.events(EventKind.DEAD_LETTERED)[1].data.keys() == {"queue", "entry", "error"}
+
+
+def test_an_outage_is_told_once_and_its_end_once(world):
+    worker = world.worker()
+    for wire in worker.wires:
+        wire.lose()
+    world.available = False
+    world.advance(7)
+    world.available = True
+    world.advance(3)
+    assert len(worker.events(EventKind.DISCONNECTED)) == 1
+    assert len(worker.events(EventKind.RECONNECTED)) == 1
+
+
+def test_it_waits_for_a_server_that_is_not_there_yet(world):
+    world.available = False
+    worker = world.worker()
+    world.advance(60)
+    assert worker.machine.refusal is None
+    world.enqueue()
+    world.available = True
+    world.advance(2)
+    assert worker.take().task.id == "t1"
+
+
+def test_a_group_deleted_under_its_workers_runs_nothing_twice_at_once(world):
+    worker = world.worker()
+    delivery = begin(world, worker)
+    world.call("XGROUP", "DESTROY", KEYS.stream, GROUP)
+    world.advance(1)
+    again = [d for d in worker.deliveries if d is not delivery]
+    assert again == [], "the same entry is delivered again, and known"
+    worker.succeed(delivery)
+    world.pump()
+    assert world.stream() == []
+    assert worker.machine.counts["completed"] == 1
+
+
+def test_errors_of_any_kind_end_or_delay_but_never_break(world):
+    worker = world.worker()
+    worker.control.hold_at("XINFO")
+    worker.control.deliver([ServerError("ERR something new")])
+    assert isinstance(worker.machine.refusal, ServerRefused)
+
+
+# ---- entries received -------------------------------------------------------------------------------
+
+
+def receive(world, worker, fields, deliveries=None):
+    """An entry as the control link hands it in, with how often the server says it was delivered before."""
+    queue = worker.machine.queues["q"]
+    counts = None if deliveries is None else {b"5-0": deliveries}
+    assert worker.machine.received(queue, [(b"5-0", fields)], queue.fence, world.now, counts) == 1
+    assert worker.machine.received(queue, [(b"5-0", fields)], queue.fence, world.now, counts) == 0
+    return queue.in_flight[b"5-0"]
+
+
+def test_an_entry_without_a_body_only_has_its_row_removed(world):
+    worker = world.worker()
+    delivery = receive(world, worker, None)
+    assert delivery.verdict is Verdict.VANISHED
+    world.pump()
+    assert worker.machine.counts["vanished"] == 1
+    assert world.dead() == []
+
+
+@pytest.mark.parametrize(("before", "verdict"), [(4, None), (5, Verdict.DEAD), (900, Verdict.DEAD)])
+def test_an_entry_is_delivered_so_often_and_not_once_more(world, before, verdict):
+    worker = world.worker(max_deliveries=5)
+    delivery = receive(world, worker, encode_task(Task("t", "q", "c", b"")), before)
+    assert delivery.deliveries == before + 1
+    assert delivery.verdict is verdict
+
+
+def test_an_entry_received_while_the_worker_stops_is_given_back(world):
+    worker = world.worker()
+    worker.read.held = True
+    worker.stop()
+    delivery = receive(world, worker, encode_task(Task("t", "q", "c", b"")))
+    assert delivery.phase is Phase.RELEASING
+
+
+def test_entries_that_a_claim_in_flight_will_bring_are_left_to_it(world):
+    worker = world.worker()
+    queue = worker.machine.queues["q"]
+    queue.claiming.add(b"5-0")
+    assert worker.machine.received(queue, [(b"5-0", None)], queue.fence, world.now) == 0
+    assert not queue.in_flight
+
+
+def test_without_a_server_a_stopping_worker_leaves_after_a_lease(world):
+    worker = world.worker(lease=4)
+    begin(world, worker)
+    worker.settle.lose()
+    world.available = False
+    worker.stop(drain=1)
+    world.advance(4.9)
+    assert not worker.machine.gave_up
+    world.advance(1)
+    assert worker.machine.gave_up
+    assert "1 entries" in worker.events(EventKind.RELEASED)[-1].text
