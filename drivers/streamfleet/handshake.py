@@ -101,13 +101,20 @@ class Greeting:
             role="replica" if role == "slave" else role,
             client_id=client_id,
             user=self.user,
-            missing=frozenset() if _has_xackdel(server, version) else frozenset({Capability.XACKDEL}),
+            missing=_missing(server, version, mode),
         )
 
 
-def _has_xackdel(server: str, version: str) -> bool:
+def _missing(server: str, version: str, mode: str) -> frozenset[Capability]:
+    """What this server does not have, by what it says of itself."""
     numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
-    return server == "redis" and numbers >= [8, 2]
+    missing: set[Capability] = set()
+    if server != "redis" or numbers < [8, 2]:
+        missing.add(Capability.XACKDEL)
+    # Outside of a Cluster most servers refuse all of CLUSTER.
+    if mode != "cluster" and (server != "valkey" or numbers < [9, 1]):
+        missing.add(Capability.CLUSTER_COMMANDS)
+    return frozenset(missing)
 
 
 def _info(reply: Reply) -> dict[str, str]:
