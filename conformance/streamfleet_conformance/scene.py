@@ -87,11 +87,12 @@ class Scene:
         handlers: Handlers | None = None,
         *,
         way: Way | None = None,
+        url: str = "",
         timeout: float | None = None,
         **config: Any,
     ) -> WorkerFacade:
         """A worker, running. Without ``handlers`` it completes what comes, and the journal tells."""
-        driver = self.harness.driver(way.url if way else self.backend.url)
+        driver = self.harness.driver(url or (way.url if way else self.backend.url))
         self._stack.callback(driver.close)
         if handlers is None:
             handlers = self.journal.handler()
