@@ -103,6 +103,40 @@ def test_finishes_what_runs_and_takes_an_echo_of_the_signal_for_what_it_is(app, 
     assert pending(server, "drain") == 0
 
 
+ASYNC_APP = """
+import pathlib
+import SHELL
+from streamfleet.memory import MemoryDriver
+from streamfleet.SHELL import Worker
+
+worker = Worker(MemoryDriver(), concurrency=1)
+
+@worker.handler("SHELL")
+async def handle(task):
+    pathlib.Path("begun").touch()
+    while task.text == "wait" and not pathlib.Path("go").exists():
+        await SHELL.sleep(0.005)  # between two looks at the condition
+    pathlib.Path("done").touch()
+"""
+
+
+@pytest.mark.parametrize("shell", ["asyncio", "trio"])
+def test_serves_the_async_shells_too(tmp_path, server, start, eventually, shell):
+    (tmp_path / "app.py").write_text(ASYNC_APP.replace("SHELL", shell))
+    process = start("run", "app:worker", "--name", f"node-{shell}", "--url", server.url)
+    with Client(RedisDriver(server.url)) as client:
+        client.enqueue(shell, "wait")
+        eventually((tmp_path / "begun").exists)
+    process.send_signal(signal.SIGTERM)
+    assert "SIGTERM: finishing what runs" in next(line for line in process.stderr if "SIG" in line)
+    assert process.poll() is None
+    (tmp_path / "go").touch()
+    assert process.wait(30) == 0
+    assert (tmp_path / "done").exists()
+    assert f"worker node-{shell} stopped in good order: 1 tasks completed" in process.stderr.read()
+    assert pending(server, shell) == 0
+
+
 def test_leaves_at_once_when_asked_twice(app, server, start, eventually):
     process = start("run", "app:worker", STREAMFLEET_URL=server.url, QUEUE="hurry")
     with Client(RedisDriver(server.url)) as client:
@@ -138,7 +172,7 @@ def test_starts_without_a_server(app, start):
         ("app:number", "app:number is of type int: name a Worker, or a function that returns one"),
         ("app:Worker", "app:Worker is the class Worker"),
         ("app:fails", "app:fails() failed: LookupError: no such thing"),
-        ("app:gives_three", "app:gives_three() returned of type int"),
+        ("app:gives_three", "app:gives_three() returned something of type int, not a Worker"),
         ("ap:worker", "no module 'ap' here"),
         ("needs:worker", "importing needs failed: ModuleNotFoundError: No module named 'not_there'"),
         ("wrong:worker", "importing wrong failed: SyntaxError"),

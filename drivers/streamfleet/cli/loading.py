@@ -8,12 +8,13 @@ import traceback
 from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
+from typing import cast
 
-from streamfleet.sync import Worker
+from streamfleet.cli.serving import AnyWorker, shell_of
 from streamfleet_core.errors import StreamfleetError, UsageError
 
 
-def load_worker(target: str) -> Worker:
+def load_worker(target: str) -> AnyWorker:
     """The worker that ``module:object`` names, or that the callable named so gives when called.
 
     Modules are found from the current directory, too. Raises UsageError, which says what was there instead.
@@ -22,8 +23,9 @@ def load_worker(target: str) -> Worker:
     if not colon or not module_name or not path:
         raise UsageError(f"expected module:object, for instance app:worker, got {target!r}")
     found = _attribute(_module(module_name), path)
-    if isinstance(found, Worker):
-        return found
+    worker = _worker(found)
+    if worker is not None:
+        return worker
     if not callable(found) or isinstance(found, type):
         raise UsageError(f"{target} is {_described(found)}: name a Worker, or a function that returns one")
     try:
@@ -32,9 +34,14 @@ def load_worker(target: str) -> Worker:
         raise
     except Exception as error:
         raise UsageError(f"{target}() failed: {_where(error)}") from error
-    if not isinstance(made, Worker):
-        raise UsageError(f"{target}() returned {_described(made)}, not a Worker")
-    return made
+    worker = _worker(made)
+    if worker is None:
+        raise UsageError(f"{target}() returned something {_described(made)}, not a Worker")
+    return worker
+
+
+def _worker(value: object) -> AnyWorker | None:
+    return cast("AnyWorker", value) if shell_of(value) else None
 
 
 def _module(name: str) -> ModuleType:
@@ -65,7 +72,7 @@ def _attribute(module: ModuleType, path: str) -> object:
 
 
 def _instead(module: ModuleType, path: str) -> str:
-    workers = [name for name, value in vars(module).items() if isinstance(value, Worker)]
+    workers = [name for name, value in vars(module).items() if shell_of(value)]
     if workers:
         return f"; its workers: {', '.join(workers)}"
     close = get_close_matches(path, vars(module), n=1)
@@ -73,12 +80,9 @@ def _instead(module: ModuleType, path: str) -> str:
 
 
 def _described(value: object) -> str:
-    kind = type(value)
     if isinstance(value, type):
         return f"the class {value.__qualname__}"
-    if kind.__name__ == "Worker":
-        return f"a worker of {kind.__module__.rpartition('.')[0]}, which `run` does not serve"
-    return f"of type {kind.__qualname__}"
+    return f"of type {type(value).__qualname__}"
 
 
 def _where(error: BaseException) -> str:

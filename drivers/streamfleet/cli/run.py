@@ -17,8 +17,8 @@ from streamfleet import driver_from_url
 from streamfleet.cli.arguments import URL_VARIABLE, add_url, add_verbose, positive
 from streamfleet.cli.loading import load_worker
 from streamfleet.cli.logs import log_to_stderr
+from streamfleet.cli.serving import AnyWorker, serve, shell_of
 from streamfleet.identity import worker_name
-from streamfleet.sync import Worker
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_SIGNAL = 0.5
@@ -54,20 +54,24 @@ def command(arguments: argparse.Namespace) -> int:
     worker = load_worker(arguments.target)
     _override(worker, arguments.url, arguments.name, arguments.concurrency)
     with _stopped_by_signals(worker) as stop:
-        worker.start()
-        _say(f"worker {worker.name} runs ({worker._driver.url}); Ctrl-C stops it")
-        if stop.asked:
-            worker.request_stop()
-        worker.wait()
+
+        def started() -> None:
+            _say(f"worker {worker.name} runs ({worker._driver.url}); Ctrl-C stops it")
+            if stop.asked:  # before there was anything to stop
+                worker.request_stop()
+
+        serve(worker, started)
     counts = worker.counts
     _say(f"worker {worker.name} stopped in good order: {counts.get('completed', 0):,} tasks completed")
     return 0
 
 
-def _override(worker: Worker, url: str | None, name: str | None, concurrency: int | None) -> None:
+def _override(worker: AnyWorker, url: str | None, name: str | None, concurrency: int | None) -> None:
     """What the command line says takes precedence over what the program says."""
     if url:
-        worker._driver = driver_from_url(url)
+        shell = shell_of(worker)
+        assert shell is not None, "load_worker gives workers only"
+        worker._driver = driver_from_url(url, shell=shell)
     if name:
         worker.name = worker_name(name)
     if concurrency:
@@ -86,7 +90,7 @@ class _Stop:
 
 
 @contextmanager
-def _stopped_by_signals(worker: Worker) -> Iterator[_Stop]:
+def _stopped_by_signals(worker: AnyWorker) -> Iterator[_Stop]:
     stop = _Stop()
 
     def on_signal(number: int, frame: FrameType | None) -> None:

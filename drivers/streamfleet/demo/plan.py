@@ -24,7 +24,7 @@ class Plan:
     trickle: float = 70.0
     """Tasks enqueued per second while the server is down, and shortly before."""
     patience: float = 30.0
-    """How long to wait for anything that should happen; what has not happened then counts as lost."""
+    """How long to wait while nothing happens; what has not been done then counts as lost."""
     run: tuple[str, ...] = RUN
     """The command that runs a worker; ``module:object`` and options follow."""
 

@@ -81,7 +81,7 @@ class _Demonstration:
         self._stack.callback(client.close, 0.0)
         self._enqueue(client, plan.tasks // 2)
         display.line("enqueue", f"{plan.tasks:,} tasks in two halves, {plan.workers} worker processes")
-        victim, held = self._kill_a_worker()
+        victim, held = self._kill_a_worker(client)
         self._enqueue(client, plan.tasks - plan.tasks // 2)
         buffered = self._kill_the_server(client)
         self._drain(client)
@@ -122,14 +122,15 @@ class _Demonstration:
             self._workers.append(worker)
         self._wait(lambda: len(self._inspector.consumers()) == plan.workers, "all workers to read")
 
-    def _kill_a_worker(self) -> tuple[str, set[str]]:
+    def _kill_a_worker(self, client: Client) -> tuple[str, set[str]]:
         """SIGKILL in mid-task. Returns the worker's name and what the server says that it held."""
         victim = self._workers.pop(1)
         consumer = next(name for name in self._inspector.consumers() if name.startswith(f"{victim.name}:"))
         enough = self._plan.tasks // 8
-        self._wait(lambda: self._completed() >= enough, "some tasks to be completed")
-        self._wait(lambda: bool(self._journal.refresh().running(victim.name)), f"{victim.name} to be in mid-task")
-        victim.kill()
+        with self._trickling(client):  # so that few tasks, quickly done, do not leave the victim idle for good
+            self._wait(lambda: self._completed() >= enough, "some tasks to be completed")
+            self._wait(lambda: len(self._journal.refresh().running(victim.name)) > 0, f"{victim.name} to be busy")
+            victim.kill()
         killed_at = monotonic()
         held = self._inspector.held_by(consumer)
         self._display.line("chaos", f"SIGKILL {victim.name} (pid {victim.pid}) holding {len(held)} tasks …")
@@ -217,23 +218,31 @@ class _Demonstration:
         return len(self._journal.refresh().ended)
 
     def _pause(self, seconds: float) -> None:
-        self._comes_true(lambda: False, seconds)
+        until = monotonic() + seconds
+        while monotonic() < until:
+            self._look()
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         if not self._comes_true(condition):
             raise Stalled(f"waited {self._plan.patience:g} s for {what}")
 
-    def _comes_true(self, condition: Callable[[], bool], patience: float | None = None) -> bool:
-        """Look until it is true, or patience is exhausted; meanwhile show how far things are."""
-        deadline = monotonic() + (self._plan.patience if patience is None else patience)
+    def _comes_true(self, condition: Callable[[], bool]) -> bool:
+        """Look until it is true, or until patience is exhausted without any more task being completed."""
+        completed, since = -1, monotonic()
         while not condition():
-            for worker in self._workers:
-                worker.check()
-            if monotonic() >= deadline:
+            if self._completed() != completed:
+                completed, since = self._completed(), monotonic()
+            elif monotonic() - since >= self._plan.patience:
                 return False
-            self._display.progress(self._completed(), len(self._enqueued))
-            time.sleep(LOOK_EVERY)
+            self._look()
         return True
+
+    def _look(self) -> None:
+        """Show how far things are, and rest for a moment. Raises WorkerEnded."""
+        for worker in self._workers:
+            worker.check()
+        self._display.progress(self._completed(), len(self._enqueued))
+        time.sleep(LOOK_EVERY)
 
 
 @contextmanager
