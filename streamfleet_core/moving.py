@@ -88,6 +88,7 @@ class Mover:
                 return
             if results is not None:
                 self._machine.counts["moved"] += len(due)
+                self._report_missing(queue, due, bodies.replies[0])
             if later is not None:
                 return
 
@@ -96,8 +97,6 @@ class Mover:
         commands: list[Command] = [("ZREM", keys.schedule, *due), ("HDEL", keys.scheduled, *due)]
         for task_id, body in zip(due, bodies if isinstance(bodies, list) else [], strict=True):
             if not isinstance(body, bytes):
-                text = f"{keys.queue}: scheduled task {task_id.decode(errors='replace')} has no body; dropped"
-                self._machine.emit(EventKind.SCHEDULE_BROKEN, text, queue=keys.queue)
                 continue
             try:
                 commands.append(("XADD", keys.stream, "*", *unpack_fields(body)))
@@ -106,6 +105,14 @@ class Mover:
                 commands.append(("XADD", keys.dead, "*", b"id", task_id, b"data", body, F_REASON, reason))
         commands.append(("SET", keys.moves, self._machine.token()))
         return commands
+
+    def _report_missing(self, queue: QueueState, due: list[bytes], bodies: Reply) -> None:
+        """Only once the move has gone through: before, another mover may have taken the body along with the row."""
+        for task_id, body in zip(due, bodies if isinstance(bodies, list) else [], strict=True):
+            if not isinstance(body, bytes):
+                name = task_id.decode(errors="replace")
+                text = f"{queue.keys.queue}: scheduled task {name} has no body; dropped"
+                self._machine.emit(EventKind.SCHEDULE_BROKEN, text, queue=queue.keys.queue)
 
 
 def _score(score: Reply) -> float:

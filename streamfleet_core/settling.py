@@ -21,7 +21,7 @@ from streamfleet_core.connection import Command, Reply, ServerError, ServerIdent
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import GROUP
 from streamfleet_core.link import FOREVER, Exchange, Link
-from streamfleet_core.replies import ErrorKind, abort_cause, classify, parse_pending
+from streamfleet_core.replies import ErrorKind, abort_cause, classify, parse_pending, parse_time
 from streamfleet_core.safeguards import UNKNOWN, fence_holds
 from streamfleet_core.state import RELEASED_IDLE_MS, Delivery, Phase, QueueState, Verdict
 
@@ -88,6 +88,7 @@ class Settler:
 
     __slots__ = (
         "_armed",
+        "_arming",
         "_asked",
         "_bare",
         "_bare_sent",
@@ -102,6 +103,7 @@ class Settler:
         "_queues",
         "_rescues",
         "_said_goodbye",
+        "_sent_at",
         "_stage",
         "_suspect",
         "_unseen",
@@ -117,6 +119,9 @@ class Settler:
         self._queues = queues
         self._pending: deque[Delivery] = deque()
         self._armed = False
+        self._arming: list[Command] = []
+        """What precedes the WATCH in the exchange that arms."""
+        self._sent_at = 0.0
         self._suspect: set[str] = set()
         """Queues for which a transaction of ours may still arrive: their fence is to be moved first."""
         self._stage = Stage.ARM
@@ -166,7 +171,7 @@ class Settler:
     def pull(self, now: float) -> Exchange | None:
         """The next exchange: arm, verify, or commit."""
         if not self._armed:
-            return self._arm()
+            return self._arm(now)
         if self._memory is not Memory.ENOUGH and now >= self._lean_until:
             self._memory = Memory.ENOUGH
         if self._rescues:
@@ -221,12 +226,15 @@ class Settler:
 
     # ---- arming -------------------------------------------------------------------------------------
 
-    def _arm(self) -> Exchange:
+    def _arm(self, now: float) -> Exchange:
         self._stage = Stage.ARM
-        commands: list[Command] = []
+        self._sent_at = now
+        # What is written from here on may say when a task is due: by the server's clock, not by ours.
+        commands: list[Command] = [] if self._machine.clock.synchronised else [("TIME",)]
         for queue in self._queues:
             if queue.keys.queue in self._suspect:
                 commands += safeguards.self_invalidate(queue.keys.fence, self._machine.token())
+        self._arming = commands
         return Exchange([*commands, *self._watch_and_get()])
 
     def _watch_and_get(self) -> list[Command]:
@@ -236,10 +244,12 @@ class Settler:
 
     def _armed_anew(self, replies: list[Reply], now: float) -> None:
         watched = len(self._queues) + 1
-        for reply in replies[:-watched]:
+        for command, reply in zip(self._arming, replies[:-watched], strict=True):
             if isinstance(reply, ServerError):
-                self._server_says_no(reply, ("SET",), now)
+                self._server_says_no(reply, command, now)
                 return
+            if command == ("TIME",):
+                self._machine.clock.observed(parse_time(reply), self._sent_at, now)
         self._suspect.clear()
         self._rearmed(replies[-watched:], now)
 
@@ -326,11 +336,12 @@ class Settler:
         if owner == self._machine.consumer:
             delivery.fence = delivery.queue.fence
             delivery.maybe_applied = False
-        elif owner is None and delivery.maybe_applied and delivery.phase is Phase.SETTLING:
+            return
+        if owner is None and delivery.maybe_applied and delivery.phase is Phase.SETTLING:
             self._settled(delivery)
         else:
             self._machine.lost(delivery, owner)
-            self._machine.room_changed(delivery.queue.keys.queue)
+        self._machine.room_changed(delivery.queue.keys.queue)
 
     # ---- transactions -------------------------------------------------------------------------------
 

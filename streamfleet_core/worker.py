@@ -156,9 +156,13 @@ class WorkerMachine:
             if delivery.leased_from < now - self.config.lease * CANCEL_AT:
                 ready.appendleft(delivery)  # not renewed for so long that others may have it: wait for the beat
                 return None
-            if task.expires_ms and task.expires_ms <= self.clock.ms(now):
-                self._decide(delivery, Verdict.EXPIRED)
-                continue
+            if task.expires_ms:
+                if not self.clock.synchronised:
+                    ready.appendleft(delivery)  # our own clock may be wrong: wait for what the server's says
+                    return None
+                if task.expires_ms <= self.clock.ms(now):
+                    self._decide(delivery, Verdict.EXPIRED)
+                    continue
             delivery.move(_RUNNING)
             delivery.ran = True
             delivery.started = now
