@@ -107,7 +107,7 @@ class Mover:
         return commands
 
     def _report_missing(self, queue: QueueState, due: list[bytes], bodies: Reply) -> None:
-        """Only once the move has gone through: before, another mover may have taken the body along with the row."""
+        """Only once the move has gone through: another mover may have taken the body along with the row."""
         for task_id, body in zip(due, bodies if isinstance(bodies, list) else [], strict=True):
             if not isinstance(body, bytes):
                 name = task_id.decode(errors="replace")
