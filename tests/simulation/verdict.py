@@ -1,0 +1,124 @@
+"""What must be true when a world has come to rest, and how long it may take.
+
+Weakened by what the server has lost (a restart without data, a failover that loses a tail): a task that was
+lost may stay lost when its client is gone, has not spoken to the server since, or did not keep it any more;
+nothing else is forgiven.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streamfleet.memory.streams import Stream
+from streamfleet_core.keys import GROUP, queue_keys
+from streamfleet_core.submission import Status
+
+from .plan import Act, Kind
+
+if TYPE_CHECKING:
+    from .observer import Wish
+    from .world import World
+
+EXCHANGE_TIMEOUT = 10.0
+READ_MARGIN = 5.0
+
+
+def bound(world: World) -> float:
+    """Seconds within which everything must drain once faults have stopped."""
+    plan = world.plan
+    noticed = EXCHANGE_TIMEOUT + world.block + READ_MARGIN
+    taken_over = 3 * plan.lease + 2.0
+    work = sum(attempt.seconds for task in plan.tasks for attempt in task.script if attempt.act is not Act.HANG)
+    hanging = sum(attempt.act is Act.HANG for task in plan.tasks for attempt in task.script) * (plan.timeout + 2.0)
+    delays = max((_delay(task) for task in plan.tasks), default=0.0)
+    deadly = sum(any(one.act is Act.POISON for one in task.script) for task in plan.tasks)
+    poison = deadly * world.max_deliveries * (2.5 * plan.lease + 3.0)
+    restored = 60 * world.sweep_interval if any(f.kind is Kind.DELETE_CONSUMER for f in plan.faults) else 0.0
+    return 1.5 * (noticed + taken_over + work + hanging + delays + poison + restored) + world.jumped_back
+
+
+def _delay(task) -> float:  # type: ignore[no-untyped-def]
+    most = len(task.script) if task.max_retries is None else task.max_retries
+    return (task.delay or 0.0) + most * max(task.retry_delay, 0.5)
+
+
+def undrained(world: World) -> str:
+    """What is still to come; empty when everything has drained."""
+    for client in world.clients + [one for one in world.former_clients if one.alive]:
+        if client.machine.pending:
+            return f"{client.name} has {client.machine.pending} tasks that the server has not accepted"
+    for record in world.observer.records.values():
+        if record.live:
+            return f"{record.label} is still alive: {record.live}"
+    for queue in world.queues:
+        stream = world.server.model.database.values.get(queue_keys(queue).stream)
+        if isinstance(stream, Stream) and GROUP in stream.groups and len(stream.groups[GROUP].pending):
+            return f"{queue} has pending entries"
+    for wish in world.observer.wishes.values():
+        if _waits_in_vain(wish):
+            return f"{wish.client.name} still waits for task {wish.task.number}"
+    return ""
+
+
+def _waits_in_vain(wish: Wish) -> bool:
+    return wish.submission.tracked and wish.client.alive and not wish.client.closing and wish.resolved is None
+
+
+def judge_end(world: World) -> None:
+    """Everything has been closed."""
+    _judge_tasks(world)
+    _judge_keys(world)
+
+
+def _judge_tasks(world: World) -> None:
+    """Total queue: lost, duplicated, recovered, unexpected."""
+    records, wishes = world.observer.records, world.observer.wishes
+    for task_id, record in records.items():
+        if task_id not in wishes:
+            world.violated("unexpected", f"{record.label} was never enqueued")
+    told = (Status.ACCEPTED, Status.COMPLETED, Status.FAILED)
+    for task_id, wish in wishes.items():
+        runs = world.observer.runs_of.get(task_id, ())
+        known = records.get(task_id)
+        if known is not None and known.ended:
+            world.counts["recovered"] += len({run.entry_id for run in runs}) < len(runs)
+        elif known is not None:
+            world.violated("I1", f"{known.label} has not ended")
+        elif wish.submission.status is Status.ACCEPTED or (wish.submission.status in told and not world.lossy):
+            world.counts["lost"] += 1
+            why = _unforgivable(world, task_id, wish)
+            if why:
+                world.violated("I1", f"task {wish.task.number} is lost: {why}")
+
+
+def _unforgivable(world: World, task_id: str, wish: Wish) -> str:
+    """Why a task that is gone should not be; empty when its loss is forgiven (see the module's text)."""
+    when = max((at for at, tasks in world.losses if task_id in tasks), default=None)
+    if when is None:
+        return "and the server has lost nothing"
+    client = wish.client
+    greeted = [at for at in world.observer.greeted.get(client.name, ()) if at > when]
+    accepted = world.observer.accepted_at.get(task_id, 0.0)
+    if client.dead or not greeted or accepted < greeted[0] - world.keep_seconds + 1.0:
+        return ""
+    return f"its client has noticed the loss {greeted[0] - accepted:.1f} s after the server had accepted it"
+
+
+def _judge_keys(world: World) -> None:
+    database = world.server.model.database
+    allowed = set()
+    for queue in world.queues:
+        keys = queue_keys(queue)
+        allowed |= {keys.stream, keys.dead, keys.fence, keys.moves}
+        stream = database.values.get(keys.stream)
+        if isinstance(stream, Stream) and len(stream.entries):
+            world.violated("I13", f"{queue} holds entries that nobody has")
+    for key in database.values:
+        if key in allowed:
+            continue
+        if b":producer:" in key and key in database.expires:
+            client = key.rpartition(b"}")[2].decode()
+            clean = [c.name for c in [*world.clients, *world.former_clients] if c.ended]
+            if client not in clean or client in world.gave_up_closing:
+                continue  # of a client that was killed: it goes by itself
+        world.violated("I12", f"key {key.decode()} is left")
