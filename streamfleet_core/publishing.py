@@ -240,6 +240,8 @@ class Publisher:
                 self._confirm(batch, now)
             else:
                 self._resend.appendleft(batch)
+        while self._resend and self._resend[0].number <= applied:  # a lost tail that has come back
+            self._confirm(self._resend.popleft(), now)
         if applied < self._accepted:
             self._regressed(applied)
         self._last = max(self._last, applied)
