@@ -252,7 +252,10 @@ class Publisher:
         self._kept = deque(batch for batch in self._kept if batch.number <= applied)
         self._kept_tasks = sum(len(batch.submissions) for batch in self._kept)
         for batch in missing:
-            batch.submissions = [s for s in batch.submissions if not s.status.terminal]
+            # Unknown: the receive link was the first to see the loss. What was given up may never have run.
+            batch.submissions = [
+                s for s in batch.submissions if not s.status.terminal or s.status is Status.UNKNOWN
+            ]
         tasks = sum(len(batch.submissions) for batch in missing)
         gap = self._accepted - applied - len(missing)
         self._machine.counts["resent"] += tasks
@@ -423,12 +426,20 @@ class Publisher:
             elif unknown and not submission.status.terminal:
                 submission.error = "the connection broke while it was being cancelled; it has run, or never will"
                 self._machine.resolve(submission, Status.UNKNOWN)
+                self._let_go(submission)
             elif submission.waiter is not None:
                 self._machine.changed.append(submission)
             return
         self._ready = False
         if isinstance(result, ServerError):
             self._trouble(abort_cause(result) or result, ("EXEC",), now)
+
+    def _let_go(self, submission: Submission) -> None:
+        """It is not to be sent again, even if the server loses it."""
+        for batch in self._kept:
+            if submission in batch.submissions:
+                batch.submissions.remove(submission)
+                self._kept_tasks -= 1
 
     def _clean(self) -> Exchange:
         self._stage = Stage.CLEAN
