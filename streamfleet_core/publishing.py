@@ -334,6 +334,7 @@ class Publisher:
         if isinstance(result, list):
             self._batch = None
             self._confirm(batch, now, result)
+            self._watched(replies[len(self._commands) :], now)
         elif result is None:
             self._machine.counts["aborted"] += 1
             self._ready = False
@@ -345,6 +346,12 @@ class Publisher:
                     return
             assert isinstance(result, ServerError), "EXEC answers an array, nil or an error"
             self._trouble(abort_cause(result) or result, ("EXEC",), now)
+
+    def _watched(self, replies: list[Reply], now: float) -> None:
+        """Nothing is sent without a watch of the marker: else the marker is greeted again."""
+        for reply in replies:
+            if isinstance(reply, ServerError):
+                self._trouble(reply, ("WATCH", self._marker), now)
 
     def _confirm(self, batch: Batch, now: float, results: list[Reply] | None = None) -> None:
         """The server has applied the batch. A single command in it may still have failed (wrong type)."""
@@ -420,6 +427,7 @@ class Publisher:
         if isinstance(result, list):
             submission = self._cancels.popleft()
             submission.cancelling = False
+            self._watched(replies[len(self._commands) :], now)
             unknown, self._cancel_unknown = self._cancel_unknown, False
             if result[0] == 1 and not submission.status.terminal:
                 self._machine.resolve(submission, Status.CANCELLED)
