@@ -157,7 +157,6 @@ class _Run:
     ) -> None:
         self.pid = os.getpid()
         self.ended = False
-        self._handlers = handlers
         self.machine = WorkerMachine(
             consumer_name(name),
             handlers.timeouts(),
@@ -169,7 +168,10 @@ class _Run:
         )
         self.loops = Loops(name, self.machine, driver, self._after)
         self._work = threading.Condition(self.loops.lock)
+        self._functions = {queue: handlers[queue].function for queue in handlers.timeouts()}
         self._idle = 0
+        self._waking = False
+        """Has an idle handler been notified that has not come yet?"""
         self._threads = 0
         self._replaced: set[Delivery] = set()
         self._odd_results: set[str] = set()
@@ -190,15 +192,17 @@ class _Run:
         """The life of a handler thread: take, run, report."""
         machine, lock, take = self.machine, self.loops.lock, self.machine.take
         with lock:
+            now = monotonic()
             while not machine.stopping:
-                delivery = take(monotonic())
+                delivery = take(now)
                 if delivery is None:
                     if machine.kicked or machine.events:
                         self.loops.after_step()
-                    self._idle += 1
-                    self._work.wait()
-                    self._idle -= 1
+                    self._rest()
+                    now = monotonic()
                     continue
+                if self._idle and machine.ready:
+                    self._wake()
                 if delivery.queue.timeout:
                     delivery.on_cancel = self._cancelled(delivery)
                 lock.release()
@@ -206,19 +210,39 @@ class _Run:
                     report = self._attempt(delivery)
                 finally:
                     lock.acquire()
-                report(delivery)
+                now = monotonic()
+                if report is None:
+                    machine.handler_returned(delivery, now)
+                else:
+                    report(delivery)
                 if machine.kicked or machine.events:
                     self.loops.after_step()
-                if delivery in self._replaced:
+                if self._replaced and delivery in self._replaced:
                     self._replaced.discard(delivery)
                     return
 
-    def _attempt(self, delivery: Delivery) -> Callable[[Delivery], None]:
-        """Run the handler, without the lock. Returns what is to be reported under it."""
+    def _rest(self) -> None:
+        """Wait until there may be work. The lock is held, but for the waiting."""
+        self._idle += 1
+        self._work.wait()
+        self._idle -= 1
+        self._waking = False
+
+    def _wake(self) -> None:
+        """Let an idle handler come, unless one is on its way: it calls the next when there is more to take.
+
+        So of a hundred handlers only so many come as the work needs, not a hundred for each reply.
+        """
+        if self._idle and not self._waking and self.machine.ready:
+            self._waking = True
+            self._work.notify()
+
+    def _attempt(self, delivery: Delivery) -> Callable[[Delivery], None] | None:
+        """Run the handler, without the lock. Returns what is to be reported under it; None: it just returned."""
         queue = delivery.queue.keys.queue
         machine = self.machine
         try:
-            value = self._handlers[queue].function(Task(delivery))
+            value = self._functions[queue](Task(delivery))
         except RetryLater as signal:
             text, delay = str(signal), signal.delay
             return lambda d: machine.handler_failed(d, monotonic(), text, retry_in=delay)
@@ -229,14 +253,11 @@ class _Run:
             text, trace = _describe(error), traceback.format_exc()
             return lambda d: machine.handler_failed(d, monotonic(), text, trace)
         if value is None:
-            return self._returned
+            return None
         result = result_bytes(value)
         if result is None:
             self._odd_result(queue, value)
         return lambda d: machine.handler_returned(d, monotonic(), result)
-
-    def _returned(self, delivery: Delivery) -> None:
-        self.machine.handler_returned(delivery, monotonic())
 
     def _odd_result(self, queue: str, value: object) -> None:
         if queue not in self._odd_results:
@@ -269,10 +290,9 @@ class _Run:
     # ---- life ---------------------------------------------------------------------------------------
 
     def _after(self) -> None:
-        """The machine has moved: wake as many handlers as there is work for. The lock is held."""
+        """The machine has moved: wake a handler when there is work. The lock is held."""
         machine = self.machine
-        if self._idle and machine.ready:
-            self._work.notify(min(self._idle, len(machine.ready)))
+        self._wake()
         if machine.refusal is not None and not machine.stopping:
             machine.stop(monotonic())
         if machine.stopping:
