@@ -1,0 +1,655 @@
+import pytest
+
+from streamfleet_core.connection import ServerError
+from streamfleet_core.errors import PermissionMissing, WrongKeyType
+from streamfleet_core.events import EventKind
+from streamfleet_core.keys import queue_keys, receiver_key
+from streamfleet_core.publishing import MARKER_REFRESH
+from streamfleet_core.submission import Status
+from streamfleet_core.wire import decode_task, unpack_fields
+
+KEYS = queue_keys("q")
+FULL = "OOM command not allowed when used memory > 'maxmemory'."
+
+
+def ids(world, queue="q"):
+    return [entry[b"id"].decode() for entry in world.stream(queue)]
+
+
+def marker(client, queue="q"):
+    return queue_keys(queue).producer(client_id(client))
+
+
+def client_id(client):
+    return next(iter(client.machine.lanes.values())).client_id
+
+
+def batches(client):
+    return [exchange for exchange in client.publish.sent if ("MULTI",) in exchange]
+
+
+def settled(world):
+    """A client whose connection stands, and which has sent one task."""
+    client = world.client()
+    client.enqueue(b"first")
+    world.pump()
+    return client
+
+
+def in_flight(world):
+    client = settled(world)
+    client.publish.hold_at("EXEC") if client.publish.flight else None
+    submission = client.enqueue(b"second")
+    client.turn()
+    client.publish.until("EXEC")
+    assert submission.status is Status.SENT
+    return client, submission
+
+
+# ---- the way of a task ------------------------------------------------------------------------------
+
+
+def test_a_task_is_accepted_once(world):
+    client = world.client()
+    submission = client.enqueue(b"hello")
+    assert submission.status is Status.BUFFERED
+    world.pump()
+    assert submission.status is Status.ACCEPTED
+    (entry,) = world.stream()
+    task = decode_task([part for pair in entry.items() for part in pair], "q")
+    assert (task.id, task.data, task.client_id) == (submission.id, b"hello", client_id(client))
+    assert client.machine.pending == client.machine.buffered_tasks == client.machine.buffered_bytes == 0
+    assert client.machine.counts["accepted"] == 1
+
+
+def test_a_client_that_sends_nothing_connects_to_nothing(world):
+    client = world.client()
+    world.advance(60)
+    assert client.wires == []
+    client.close()
+    world.pump()
+    assert world.call("KEYS", "*") == []
+
+
+def test_the_marker_goes_with_the_batch_and_is_watched_again(world):
+    client = settled(world)
+    (batch,) = batches(client)
+    assert batch[0] == ("MULTI",)
+    assert batch[2:] == [("HSET", marker(client), "s", 1), ("EXEC",), ("WATCH", marker(client))]
+    assert world.call("HGET", marker(client), "s") == b"1"
+    assert 0 < world.call("PTTL", marker(client)) <= 86_400_000
+
+
+def test_what_gathers_while_one_batch_is_in_flight_leaves_in_the_next(world):
+    client = settled(world)
+    client.enqueue(b"a")
+    client.publish.until("EXEC")
+    for name in (b"b", b"c", b"d"):
+        client.enqueue(name)
+    client.publish.release()
+    assert [len([c for c in batch if c[0] == "XADD"]) for batch in batches(client)] == [1, 1, 3]
+    assert [entry[b"data"] for entry in world.stream()] == [b"first", b"a", b"b", b"c", b"d"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "sizes"),
+    [({"batch_tasks": 4}, [4, 4, 2]), ({"batch_bytes": 100}, [3, 3, 3, 1]), ({}, [10])],
+)
+def test_batches_are_bounded_in_number_and_bytes(world, limits, sizes):
+    client = world.client(**limits)
+    for _ in range(10):
+        client.enqueue(b"x" * 40)
+    world.pump()
+    assert [len([c for c in batch if c[0] == "XADD"]) for batch in batches(client)] == sizes
+    assert len(world.stream()) == 10
+
+
+def test_a_delayed_task_goes_into_the_schedule(world):
+    client = world.client()
+    one = client.enqueue(b"one", delay=30)
+    two = client.enqueue(b"two", at=(world.server_ms() + 60_000) / 1000)
+    world.pump()
+    scores = world.call("ZRANGE", KEYS.schedule, 0, -1, "WITHSCORES")
+    assert scores == [
+        one.id.encode(),
+        b"%d" % (world.server_ms() + 30_000),
+        two.id.encode(),
+        b"%d" % (world.server_ms() + 60_000),
+    ]
+    assert b"one" in unpack_fields(world.call("HGET", KEYS.scheduled, one.id))
+    assert world.stream() == []
+    assert one.status is two.status is Status.ACCEPTED
+
+
+def test_a_delay_is_counted_by_the_servers_clock(world):
+    client = world.client(wall_ms=5)
+    client.enqueue(b"one", delay=30)
+    world.advance(1)
+    assert world.call("ZRANGE", KEYS.schedule, 0, -1, "WITHSCORES")[1] == b"%d" % (world.server_ms() + 29_000)
+
+
+def test_a_task_that_expires_in_the_buffer_ends_there(world):
+    world.available = False
+    client = world.client()
+    gone = client.enqueue(b"gone", expires_in=1)
+    kept = client.enqueue(b"kept", expires_in=100)
+    world.advance(2)
+    world.available = True
+    world.advance(2)
+    assert gone.status is Status.EXPIRED
+    assert kept.status is Status.ACCEPTED
+    assert ids(world) == [kept.id]
+    assert client.machine.pending == 0
+    assert client.events(EventKind.EXPIRED_LOCALLY)
+
+
+def test_the_markers_life_is_prolonged_while_the_client_works(world):
+    client = settled(world)
+    world.advance(MARKER_REFRESH + 1)
+    client.enqueue(b"x")
+    world.pump()
+    assert world.call("PTTL", marker(client)) == 86_400_000
+
+
+# ---- unknown outcomes -------------------------------------------------------------------------------
+
+
+def test_the_request_was_lost(world):
+    client, submission = in_flight(world)
+    client.publish.lose()
+    client.publish.held = False
+    world.advance(1)
+    assert ids(world).count(submission.id) == 1
+    assert submission.status is Status.ACCEPTED
+
+
+def test_the_reply_was_lost(world):
+    client, submission = in_flight(world)
+    client.publish.execute()
+    client.publish.lose()
+    assert submission.status is Status.SENT
+    client.publish.held = False
+    world.advance(1)
+    assert ids(world).count(submission.id) == 1
+    assert submission.status is Status.ACCEPTED
+
+
+@pytest.mark.parametrize("resent_first", [True, False])
+def test_the_request_arrives_late(world, resent_first):
+    client, submission = in_flight(world)
+    client.publish.lose(late=True)
+    if not resent_first:
+        client.publish.arrive_late()
+    client.publish.held = False
+    world.advance(1)
+    if resent_first:
+        assert client.publish.arrive_late()[-2] is None
+    world.advance(1)
+    assert ids(world).count(submission.id) == 1
+
+
+def test_a_request_that_arrives_between_greeting_and_resending(world):
+    client, submission = in_flight(world)
+    client.publish.lose(late=True)
+    world.advance(0.3)
+    client.publish.until("MULTI")
+    client.publish.arrive_late()
+    client.publish.release()
+    assert ids(world).count(submission.id) == 1
+
+
+def test_a_broken_greeting_is_repeated(world):
+    client, submission = in_flight(world)
+    client.publish.lose()
+    world.advance(0.2)
+    client.publish.until("HINCRBY")
+    client.publish.execute()
+    client.publish.lose()
+    client.publish.held = False
+    world.advance(1)
+    assert ids(world).count(submission.id) == 1
+
+
+def test_no_new_batch_leaves_before_the_old_one_is_resolved(world):
+    client, submission = in_flight(world)
+    later = client.enqueue(b"later")
+    client.publish.lose()
+    client.publish.held = False
+    world.advance(1)
+    assert ids(world)[1:] == [submission.id, later.id]
+
+
+def test_a_batch_that_was_aborted_by_the_watch_is_sent_again(world):
+    client, submission = in_flight(world)
+    world.call("HINCRBY", marker(client), "e", 1)
+    client.publish.release()
+    assert client.machine.counts["aborted"] == 1
+    assert ids(world).count(submission.id) == 1
+    assert submission.status is Status.ACCEPTED
+
+
+# ---- the server has lost data -----------------------------------------------------------------------
+
+
+def accept(world, client, count):
+    submissions = []
+    for n in range(count):
+        submissions.append(client.enqueue(b"%d" % n))
+        world.pump()
+    return submissions
+
+
+def lose_tail(world, client, snapshot):
+    """A failover to a replica that had not received everything."""
+    world.server.restore(snapshot)
+    world.admin = world.server.session()
+    for wire in client.wires:
+        wire.lose()
+    world.advance(2)
+
+
+def test_batches_that_the_server_lost_are_sent_again(world):
+    client = world.client()
+    first = accept(world, client, 3)
+    snapshot = world.server.snapshot()
+    second = accept(world, client, 4)
+    lose_tail(world, client, snapshot)
+    assert ids(world) == [s.id for s in first + second]
+    (event,) = client.events(EventKind.MARKER_REGRESSED)
+    assert event.data == {"tasks": 4, "batches_not_kept": 0}
+    assert client.machine.counts["resent"] == 4
+    assert client.machine.pending == 0
+    assert {s.status for s in first + second} == {Status.ACCEPTED}
+
+
+def test_everything_is_lost(world):
+    client = world.client()
+    submissions = accept(world, client, 3)
+    lose_tail(world, client, world.server.__class__(world.server_ms).snapshot())
+    assert ids(world) == [s.id for s in submissions]
+
+
+def test_a_regression_with_a_batch_in_flight(world):
+    client = world.client()
+    snapshot_client = accept(world, client, 1)
+    snapshot = world.server.snapshot()
+    lost = accept(world, client, 2)
+    flying = client.enqueue(b"flying")
+    client.publish.until("EXEC")
+    client.publish.held = False
+    lose_tail(world, client, snapshot)
+    assert ids(world) == [s.id for s in [*snapshot_client, *lost, flying]]
+
+
+def test_two_regressions_one_further_back(world):
+    client = world.client()
+    first = accept(world, client, 1)
+    early = world.server.snapshot()
+    second = accept(world, client, 2)
+    late = world.server.snapshot()
+    third = accept(world, client, 2)
+    lose_tail(world, client, late)
+    lose_tail(world, client, early)
+    assert ids(world) == [s.id for s in first + second + third]
+    assert client.machine.counts["regressed"] == 2
+
+
+def test_a_lost_tail_that_comes_back_before_it_was_sent_again(world):
+    client = world.client()
+    first = accept(world, client, 1)
+    early = world.server.snapshot()
+    second = accept(world, client, 3)
+    late = world.server.snapshot()
+    world.server.restore(early)
+    world.admin = world.server.session()
+    client.publish.lose()
+    client.publish.held = True
+    world.advance(0.2)
+    client.publish.until("MULTI")
+    world.server.restore(late)
+    world.admin = world.server.session()
+    client.publish.lose()
+    client.publish.held = False
+    world.advance(2)
+    assert ids(world) == [s.id for s in first + second]
+    assert client.machine.pending == 0
+
+
+def test_what_has_ended_is_not_sent_again(world):
+    client = world.client()
+    snapshot = world.server.snapshot()
+    submissions = [client.enqueue(b"x", tracked=True), client.enqueue(b"y", tracked=True)]
+    world.pump()
+    client.machine.resolve(submissions[0], Status.COMPLETED)
+    client.receive.frozen = True
+    lose_tail(world, client, snapshot)
+    assert ids(world) == [submissions[1].id]
+
+
+def test_what_was_given_up_as_unknown_is_sent_again(world):
+    """The receive link may be the first to see that the server has lost everything."""
+    client = world.client()
+    snapshot = world.server.snapshot()
+    submission = client.enqueue(b"x", tracked=True)
+    world.pump()
+    client.publish.frozen = True
+    lose_tail(world, client, snapshot)
+    world.advance(5)
+    assert submission.status is Status.UNKNOWN
+    client.publish.frozen = False
+    world.advance(2)
+    assert ids(world) == [submission.id]
+    assert client.machine.pending == 0
+
+
+def test_only_so_much_is_kept_and_the_rest_is_told(world):
+    client = world.client(keep_tasks=2)
+    snapshot = world.server.snapshot()
+    submissions = accept(world, client, 5)
+    lose_tail(world, client, snapshot)
+    assert ids(world) == [s.id for s in submissions[-2:]]
+    (event,) = client.events(EventKind.MARKER_REGRESSED)
+    assert event.data["batches_not_kept"] == 3
+    assert "3 older batches were not kept" in event.text
+
+
+def test_and_only_for_so_long(world):
+    client = world.client(keep_seconds=30)
+    snapshot = world.server.snapshot()
+    accept(world, client, 2)
+    world.advance(31)
+    late = accept(world, client, 1)
+    lose_tail(world, client, snapshot)
+    assert ids(world) == [s.id for s in late]
+
+
+def test_a_marker_that_was_evicted_is_no_loss_of_the_kept(world):
+    client = world.client()
+    submissions = accept(world, client, 2)
+    world.call("DEL", marker(client))
+    client.publish.lose()
+    world.advance(2)
+    assert client.events(EventKind.MARKER_REGRESSED)
+    assert set(ids(world)) == {s.id for s in submissions}
+
+
+def test_without_a_loss_nothing_is_said(world):
+    client = world.client()
+    accept(world, client, 3)
+    client.publish.lose()
+    world.advance(2)
+    assert not client.events(EventKind.MARKER_REGRESSED)
+    assert client.machine.counts["resent"] == 0
+
+
+# ---- refusals ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", [FULL, "READONLY a replica", "NOREPLICAS few", "MISCONF disk", "LOADING data"])
+@pytest.mark.parametrize("name", ["XADD", "HINCRBY", "HSET", "WATCH"])
+def test_what_may_pass_is_waited_for_and_nothing_is_lost(world, line, name):
+    client = settled(world)
+    end = world.refuse(line, name)
+    if name in ("HINCRBY", "WATCH"):
+        client.publish.lose()
+    submission = client.enqueue(b"second")
+    world.advance(5)
+    assert submission.status in (Status.BUFFERED, Status.SENT)
+    assert client.events(EventKind.BACKING_OFF)
+    assert client.machine.refusal is None
+    end()
+    world.advance(5)
+    assert submission.status is Status.ACCEPTED
+    assert ids(world).count(submission.id) == 1
+
+
+def test_a_refusal_once_is_no_reason_to_abort_for_ever(world):
+    client = settled(world)
+    world.refuse(FULL, "XADD", times=1)
+    submission = client.enqueue(b"second")
+    world.advance(5)
+    assert submission.status is Status.ACCEPTED
+    assert client.machine.counts["aborted"] == 0
+
+
+def test_a_batch_that_could_not_be_watched_behind_is_followed_by_a_greeting(world):
+    """Without the watch, a late EXEC of a broken connection would not abort."""
+    client = settled(world)
+    end = world.refuse("BUSY Redis is busy running a script", "WATCH", times=1)
+    submission = client.enqueue(b"second")
+    world.pump()
+    end()
+    assert submission.status is Status.ACCEPTED
+    client.enqueue(b"third")
+    world.advance(2)
+    assert [exchange[0][0] for exchange in client.publish.sent][-2:] == ["HINCRBY", "MULTI"]
+    assert len(world.stream()) == 3
+
+
+def test_a_cause_that_only_the_exec_reply_tells(world):
+    client = settled(world)
+    end = world.refuse("EXECABORT Transaction discarded because of: NOREPLICAS few", "EXEC")
+    submission = client.enqueue(b"second")
+    world.advance(3)
+    assert client.machine.refusal is None
+    assert "NOREPLICAS" in client.events(EventKind.BACKING_OFF)[0].text
+    end()
+    world.advance(5)
+    assert submission.status is Status.ACCEPTED
+
+
+@pytest.mark.parametrize("name", ["XADD", "HINCRBY", "XGROUP"])
+def test_a_right_that_is_missing_is_told_with_its_command(world, name):
+    client = world.client()
+    world.refuse(f"NOPERM User app has no permissions to run the '{name.lower()}' command", name)
+    client.enqueue(b"x", tracked=True)
+    world.advance(3)
+    assert isinstance(client.machine.refusal, PermissionMissing)
+    assert name in str(client.machine.refusal)
+    assert ids(world) == []
+
+
+def test_a_single_task_that_cannot_be_stored_does_not_hold_up_the_others(world):
+    world.call("SET", queue_keys("bad").stream, "mine")
+    client = world.client()
+    good, bad, late = client.enqueue(b"1"), client.enqueue(b"2", "bad"), client.enqueue(b"3", "bad", delay=5)
+    world.call("SET", queue_keys("bad").schedule, "mine")
+    world.pump()
+    assert good.status is Status.ACCEPTED
+    assert bad.status is late.status is Status.REFUSED
+    assert "streamfleet:bad" in bad.error
+    assert "schedule" in late.error
+    assert client.machine.refused_since == [bad, late]
+    assert client.machine.counts["refused"] == 2
+    assert client.machine.counts["accepted"] == 1
+    assert client.machine.pending == 0
+    assert len(client.events(EventKind.NOT_ACCEPTED)) == 2
+
+
+def test_refused_tasks_are_not_sent_again_after_a_loss(world):
+    client = world.client()
+    snapshot = world.server.snapshot()
+    world.call("SET", queue_keys("bad").stream, "mine")
+    good = client.enqueue(b"1")
+    client.enqueue(b"2", "bad")
+    world.pump()
+    lose_tail(world, client, snapshot)
+    assert ids(world) == [good.id]
+    assert ids(world, "bad") == []
+
+
+def test_a_receivers_set_of_another_type(world):
+    world.call("SET", KEYS.receivers, "mine")
+    client = world.client()
+    client.enqueue(b"x", tracked=True)
+    world.advance(1)
+    assert isinstance(client.machine.refusal, WrongKeyType)
+
+
+# ---- tracking and cancelling ------------------------------------------------------------------------
+
+
+def test_the_receiver_is_there_before_the_first_tracked_task(world):
+    client = world.client()
+    client.enqueue(b"x", tracked=True)
+    world.pump()
+    names = [exchange[0][0] for exchange in client.publish.sent]
+    assert names == ["HINCRBY", "ZADD", "MULTI"]
+    assert client.publish.sent[1][-1][:3] == ("XGROUP", "CREATE", receiver_key(client_id(client)))
+    assert world.call("ZSCORE", KEYS.receivers, client_id(client)) == b"%d" % world.server_ms()
+
+
+def test_a_queue_met_later_is_registered_too(world):
+    client = world.client("q")
+    client.enqueue(b"x", tracked=True)
+    world.pump()
+    submission = client.enqueue(b"y", "r", tracked=True)
+    world.pump()
+    assert submission.status is Status.ACCEPTED
+    assert world.call("ZSCORE", queue_keys("r").receivers, client_id(client)) is not None
+
+
+def test_a_scheduled_task_is_cancelled_by_the_server(world):
+    client = world.client()
+    submission = client.enqueue(b"x", delay=60)
+    world.pump()
+    moves = world.value(KEYS.moves)
+    client.machine.cancel(submission)
+    assert submission.cancelling
+    world.pump()
+    assert submission.status is Status.CANCELLED
+    assert not submission.cancelling
+    assert world.call("EXISTS", KEYS.schedule) == world.call("EXISTS", KEYS.scheduled) == 0
+    assert world.value(KEYS.moves) != moves
+
+
+def test_a_task_that_was_moved_meanwhile_takes_its_course(world):
+    client = world.client()
+    submission = client.enqueue(b"x", delay=1)
+    submission.waiter = object()
+    world.pump()
+    client.machine.changed.clear()
+    worker = world.worker()
+    world.advance(1.1)
+    client.machine.cancel(submission)
+    world.pump()
+    assert submission.status is Status.ACCEPTED
+    assert not submission.cancelling
+    assert client.machine.changed == [submission], "who waits is woken"
+    assert worker.take().task.id == submission.id
+
+
+def test_a_cancel_whose_reply_was_lost_has_an_unknown_outcome(world):
+    client = world.client()
+    submission = client.enqueue(b"x", delay=60)
+    world.pump()
+    client.machine.cancel(submission)
+    client.publish.until("ZREM")
+    client.publish.execute()
+    client.publish.lose()
+    client.publish.held = False
+    world.advance(1)
+    assert submission.status is Status.UNKNOWN
+    assert "being cancelled" in submission.error
+
+
+def test_a_cancel_whose_request_was_lost_is_sent_again(world):
+    client = world.client()
+    submission = client.enqueue(b"x", delay=60)
+    world.pump()
+    client.machine.cancel(submission)
+    client.publish.until("ZREM")
+    client.publish.lose()
+    client.publish.held = False
+    world.advance(1)
+    assert submission.status is Status.CANCELLED
+
+
+def test_a_cancel_that_was_aborted_or_refused_is_sent_again(world):
+    client = world.client()
+    submission = client.enqueue(b"x", delay=60)
+    world.pump()
+    world.call("HINCRBY", marker(client), "e", 1)
+    end = world.refuse("EXECABORT Transaction discarded because of: NOREPLICAS few", "EXEC")
+    client.machine.cancel(submission)
+    world.advance(2)
+    assert submission.status is Status.ACCEPTED
+    end()
+    world.advance(2)
+    assert submission.status is Status.CANCELLED
+
+
+def test_cancelling_what_has_ended_meanwhile_changes_nothing(world):
+    client = world.client()
+    submission = client.enqueue(b"x", delay=60)
+    world.pump()
+    client.machine.cancel(submission)
+    client.machine.resolve(submission, Status.COMPLETED)
+    world.pump()
+    assert submission.status is Status.COMPLETED
+
+
+# ---- the end ----------------------------------------------------------------------------------------
+
+
+def test_a_closed_client_leaves_only_its_tasks(world):
+    client = world.client()
+    submissions = [client.enqueue(b"x"), client.enqueue(b"y", tracked=True)]
+    client.close()
+    world.advance(6)
+    assert client.ended
+    assert ids(world) == [s.id for s in submissions]
+    assert world.call("KEYS", "*") == [KEYS.stream]
+
+
+def test_closing_waits_for_what_is_buffered(world):
+    world.available = False
+    client = world.client()
+    submission = client.enqueue(b"x")
+    client.close()
+    world.advance(5)
+    assert not client.ended
+    world.available = True
+    world.advance(2)
+    assert client.ended
+    assert submission.status is Status.ACCEPTED
+
+
+def test_what_is_abandoned_is_cancelled_for_good(world):
+    world.available = False
+    client = world.client()
+    submission = client.enqueue(b"x")
+    cancelled = client.enqueue(b"y")
+    client.machine.cancel(cancelled)
+    client.close(abandon=True)
+    assert submission.status is Status.CANCELLED
+    assert client.machine.pending == client.machine.buffered_tasks == client.machine.buffered_bytes == 0
+    world.available = True
+    world.advance(2)
+    assert client.ended
+    assert world.call("KEYS", "*") == []
+
+
+def test_leaving_is_repeated_until_it_has_been_heard(world):
+    client = settled(world)
+    client.close()
+    client.publish.until("DEL")
+    client.publish.lose()
+    client.publish.held = False
+    world.advance(2)
+    assert client.ended
+    assert world.call("KEYS", "*") == [KEYS.stream]
+
+
+def test_a_greeting_without_sense_is_not_taken_for_one(world):
+    client = world.client()
+    client.enqueue(b"x")
+    client.turn()
+    client.publish.until("HINCRBY")
+    replies = [b"1" if name != "TIME" else [b"1", b"0"] for name in client.publish.flight.names]
+    replies[1] = ServerError("LOADING")
+    client.publish.deliver(replies)
+    assert client.events(EventKind.BACKING_OFF)
+    client.publish.held = False
+    world.advance(1)
+    assert len(ids(world)) == 1
