@@ -53,7 +53,7 @@ class Flight:
 
     @property
     def executed(self) -> bool:
-        return self._next == len(self.commands) and (self.blocked is None or self.blocked.done)
+        return self._next == len(self.commands) and self.blocked is None
 
     def execute(self) -> None:
         """The server reads what is left of it; a blocking read may wait, and is then executed again."""
