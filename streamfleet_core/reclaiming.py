@@ -123,7 +123,8 @@ class Reclaimer:
             # Deleted meanwhile, or (Redis 6.2) deleted and yet claimed: our history then names them.
             machine.lane_of(queue).reader.reread()
         counts = {row.entry_id: row.deliveries for row in rows}
-        new = machine.received(queue, entries, token if bump else UNKNOWN, answer.sent, counts)
+        # Each goes to the front of those that wait, so that the oldest, handed in last, comes first.
+        new = machine.received(queue, entries[::-1], token if bump else UNKNOWN, answer.sent, counts)
         if new:
             owners = Counter(row.consumer.decode(errors="replace") for row in rows)
             machine.counts["reclaimed"] += new

@@ -11,19 +11,22 @@ A delivery that is in doubt is verified first, with one XPENDING under the WATCH
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from streamfleet_core import outcomes, safeguards
+from streamfleet_core import safeguards
 from streamfleet_core.connection import Command, Reply, ServerError, ServerIdentity
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import GROUP
+from streamfleet_core.leaving import farewell
 from streamfleet_core.link import FOREVER, Exchange, Link
+from streamfleet_core.pressure import Memory, Pressure, bare_commands, bare_replies, needs_memory
+from streamfleet_core.procedure import Answer, Steps
 from streamfleet_core.replies import ErrorKind, abort_cause, classify, parse_pending, parse_time
 from streamfleet_core.safeguards import UNKNOWN, fence_holds
-from streamfleet_core.state import RELEASED_IDLE_MS, Delivery, Phase, QueueState, Verdict
+from streamfleet_core.settlement import Commit, build
+from streamfleet_core.state import Delivery, Phase, QueueState, Verdict
 
 if TYPE_CHECKING:
     from streamfleet_core.worker import WorkerMachine
@@ -32,13 +35,9 @@ BATCH = 1000
 """Deliveries in one transaction."""
 VERIFY_BATCH = 500
 """Owners asked for in one exchange."""
-LEAN_PAUSE = 1.0
-"""Seconds between attempts to write outcomes that need memory, while the server has none."""
-FAREWELL_PAGE = 1000
-
 
 # CPython 3.11 finds members through a descriptor: slow where it is done for each task.
-_SETTLING, _COMMITTING, _SETTLED = Phase.SETTLING, Phase.COMMITTING, Phase.SETTLED
+_SETTLING, _SETTLED = Phase.SETTLING, Phase.SETTLED
 _RELEASING, _COMPLETED = Phase.RELEASING, Verdict.COMPLETED
 
 
@@ -50,37 +49,7 @@ class Stage(Enum):
     COMMIT = "write outcomes, beats and releases"
     BARE = "end and renew entries without a transaction, because the server is out of memory"
     RESCUE = "put tasks back whose transfer failed"
-    FAREWELL = "look for what is left in our pending entries list"
-    GOODBYE = "give that back and remove the consumer"
-
-
-class Memory(Enum):
-    """How much of a settlement the server has memory for."""
-
-    ENOUGH = "everything"
-    LEAN = "only outcomes that add nothing"
-    BARE = "not even those in a transaction"
-
-
-@dataclass(slots=True)
-class Commit:
-    """A transaction in the making or in flight. ``marks`` names, for each command, whom it must not fail for."""
-
-    commands: list[Command] = field(default_factory=list)
-    marks: list[Delivery | None] = field(default_factory=list)
-    settled: list[Delivery] = field(default_factory=list)
-    released: list[Delivery] = field(default_factory=list)
-    beats: list[Delivery] = field(default_factory=list)
-    claims: list[int] = field(default_factory=list)
-    """Positions of the beats' XCLAIMs among the commands."""
-    rescued: set[Delivery] = field(default_factory=set)
-    """Those whose transfer failed: they end here, but not as their verdict says."""
-    sent_at: float = 0.0
-
-    def add(self, commands: list[Command], mark: Delivery | None = None) -> None:
-        """Append commands."""
-        self.commands.extend(commands)
-        self.marks.extend([mark] * len(commands))
+    LEAVE = "give back what is left in our pending entries list, and remove the consumer"
 
 
 class Settler:
@@ -93,20 +62,18 @@ class Settler:
         "_bare",
         "_bare_sent",
         "_commit",
-        "_lean_until",
-        "_leftover",
+        "_last_words",
+        "_leaving",
         "_machine",
-        "_memory",
         "_next_beat",
-        "_page_full",
         "_pending",
+        "_pressure",
         "_queues",
         "_rescues",
         "_said_goodbye",
         "_sent_at",
         "_stage",
         "_suspect",
-        "_unseen",
         "controller_gone",
         "link",
         "reader_gone",
@@ -129,14 +96,12 @@ class Settler:
         self._bare: list[tuple[Delivery, Phase]] = []
         self._bare_sent = 0.0
         self._commit = Commit()
-        self._leftover: list[Command] = []
-        self._unseen: dict[str, bytes] = {}
-        """Where the next page of what is left in the PEL starts, for queues that had a whole one."""
-        self._page_full = False
+        self._last_words: list[Command] = []
+        self._leaving: Steps | None = None
+        """What is left to be said at the end of a graceful stop."""
         self._rescues: list[Command] = []
         self._next_beat = now
-        self._memory = Memory.ENOUGH
-        self._lean_until = 0.0
+        self._pressure = Pressure()
         self._said_goodbye = False
         self.reader_gone = False
         self.controller_gone = False
@@ -162,7 +127,8 @@ class Settler:
     def deadline(self) -> float:
         """See `link.Duty.deadline`."""
         beat = self._next_beat if any(queue.in_flight for queue in self._queues) else FOREVER
-        return min(beat, self._lean_until) if self._pending and self._memory is not Memory.ENOUGH else beat
+        pressure = self._pressure
+        return min(beat, pressure.until) if self._pending and pressure.memory is not Memory.ENOUGH else beat
 
     def begin(self, identity: ServerIdentity, now: float) -> None:
         """See `link.Duty.begin`."""
@@ -172,13 +138,12 @@ class Settler:
         """The next exchange: arm, verify, or commit."""
         if not self._armed:
             return self._arm(now)
-        if self._memory is not Memory.ENOUGH and now >= self._lean_until:
-            self._memory = Memory.ENOUGH
+        self._pressure.relax(now)
         if self._rescues:
             self._stage = Stage.RESCUE
             return Exchange(list(self._rescues))
         outcomes_, beats = self._outcomes(), self._due_beats(now)
-        if self._memory is Memory.BARE and (outcomes_ or beats):
+        if self._pressure.memory is Memory.BARE and (outcomes_ or beats):
             return self._pull_bare(outcomes_, beats, now)
         doubtful = [d for d in (*outcomes_, *beats) if not fence_holds(d.fence, d.queue.fence)]
         if doubtful:
@@ -186,7 +151,7 @@ class Settler:
         if outcomes_ or beats:
             return self._begin_commit(outcomes_, beats, now)
         if self._machine.stopping and self._may_leave():
-            return self._farewell()
+            return self._leave()
         return None
 
     def replies(self, replies: list[Reply], now: float) -> None:
@@ -202,11 +167,8 @@ class Settler:
             self._ended_bare(replies, now)
         elif stage is Stage.RESCUE:
             self._rescued(replies, now)
-        elif stage is Stage.FAREWELL:
-            self._farewell_reply(replies)
         else:
-            self._stage = Stage.ARM
-            self._said_goodbye = not self._page_full
+            self._left(Answer(replies, now, now))
 
     def lost(self, *, sent: bool, now: float) -> None:
         """The outcome of what was in flight is unknown, unless nothing was sent."""
@@ -219,9 +181,7 @@ class Settler:
             for delivery, phase in self._bare:
                 delivery.doubt()
                 delivery.maybe_applied = phase is Phase.SETTLING
-        elif self._stage in (Stage.FAREWELL, Stage.GOODBYE):
-            self._leftover = []
-            self._unseen = {}
+        self._leaving = None
         self._stage = Stage.ARM
 
     # ---- arming -------------------------------------------------------------------------------------
@@ -267,7 +227,8 @@ class Settler:
 
     def _outcomes(self) -> list[Delivery]:
         """Up to a batch of deliveries to settle or release; those that need memory wait while there is none."""
-        if self._memory is Memory.ENOUGH:
+        enough = self._pressure.memory is Memory.ENOUGH
+        if enough:
             first = list(islice(self._pending, BATCH))
             if all(d.phase is _SETTLING or d.phase is _RELEASING for d in first):
                 return first
@@ -277,18 +238,12 @@ class Settler:
             delivery = self._pending.popleft()
             if delivery.phase is not Phase.SETTLING and delivery.phase is not Phase.RELEASING:
                 continue
-            if self._memory is not Memory.ENOUGH and self._needs_memory(delivery):
+            if not enough and needs_memory(delivery):
                 kept.append(delivery)
             else:
                 chosen.append(delivery)
         self._pending.extendleft(reversed((*chosen, *kept)))
         return chosen
-
-    @staticmethod
-    def _needs_memory(delivery: Delivery) -> bool:
-        if delivery.verdict in (Verdict.RETRY, Verdict.DEAD):
-            return True
-        return delivery.task is not None and delivery.task.notify and delivery.phase is Phase.SETTLING
 
     def _due_beats(self, now: float) -> list[Delivery]:
         """Entries to renew: at each quarter of the lease, all that are older than an eighth."""
@@ -346,56 +301,14 @@ class Settler:
     # ---- transactions -------------------------------------------------------------------------------
 
     def _begin_commit(self, chosen: list[Delivery], beats: list[Delivery], now: float) -> Exchange:
-        commit = self._commit = Commit(sent_at=now)
         self._stage = Stage.COMMIT
         for _ in chosen:
             self._pending.popleft()
-        server_ms = self._machine.clock.ms(now)
-        commit.add([("MULTI",)])
-        ended: dict[str, list[Delivery]] = {}
-        for delivery in chosen:
-            if delivery.phase is _RELEASING:
-                delivery.move(Phase.RETURNING)
-                commit.released.append(delivery)
-                continue
-            delivery.move(_COMMITTING)
-            commit.settled.append(delivery)
-            ended.setdefault(delivery.queue.keys.queue, []).append(delivery)
-            if delivery.verdict is not _COMPLETED or delivery.task.notify:  # type: ignore[union-attr]
-                commit.add(outcomes.transfer(delivery, server_ms), delivery)
-                commit.add(outcomes.notice(delivery))
-        for deliveries in ended.values():
-            keys = deliveries[0].queue.keys
-            ids = [delivery.entry_id for delivery in deliveries]
-            commit.add([("XACK", keys.stream, GROUP, *ids), ("XDEL", keys.stream, *ids)])
-        self._add_beats(commit, beats, now)
-        self._add_releases(commit)
-        commit.add([("EXEC",)])
-        return Exchange([*commit.commands, *self._watch_and_get()])
-
-    def _add_beats(self, commit: Commit, beats: list[Delivery], now: float) -> None:
         if now >= self._next_beat:
             self._next_beat = now + self._machine.config.lease / 4
-        alive = (Phase.READY, Phase.RUNNING, Phase.SETTLING)
-        commit.beats = [delivery for delivery in beats if delivery.phase in alive]
-        for queue in self._queues:
-            ids = [delivery.entry_id for delivery in commit.beats if delivery.queue is queue]
-            if ids:
-                commit.claims.append(len(commit.commands))
-                commit.add([("XCLAIM", queue.keys.stream, GROUP, self._machine.consumer, 0, *ids, "JUSTID")])
-
-    def _add_releases(self, commit: Commit) -> None:
-        """Give entries back: idle for so long that others may take them now, and not counted as delivered."""
-        groups: dict[tuple[bytes, int], list[bytes]] = {}
-        for delivery in commit.released:
-            group = (delivery.queue.keys.stream, _count_back(delivery))
-            groups.setdefault(group, []).append(delivery.entry_id)
-        for (stream, count), ids in groups.items():
-            commit.add([self._release(stream, ids, "RETRYCOUNT", count)])
-
-    def _release(self, stream: bytes, ids: list[bytes], *options: str | int) -> Command:
-        claim: Command = ("XCLAIM", stream, GROUP, self._machine.consumer, 0, *ids)
-        return (*claim, "IDLE", RELEASED_IDLE_MS, *options, "JUSTID")
+        machine = self._machine
+        commit = self._commit = build(chosen, beats, machine.consumer, machine.clock.ms(now), now)
+        return Exchange([*commit.commands, *self._watch_and_get()])
 
     def _committed(self, replies: list[Reply], now: float) -> None:
         commit = self._commit
@@ -418,7 +331,7 @@ class Settler:
         for number, reply in enumerate(results, start=1):
             if isinstance(reply, ServerError):
                 self._failed_inside(commit, number, reply)
-        self._renewed(commit, results)
+        self._renew(commit, results)
         ended = self._machine.ended
         for delivery in commit.released:
             ended(delivery, Phase.RELEASED)
@@ -441,12 +354,9 @@ class Settler:
             self._machine.room_changed(queue.keys.queue)
 
     @staticmethod
-    def _renewed(commit: Commit, results: list[Reply]) -> None:
+    def _renew(commit: Commit, results: list[Reply]) -> None:
         """Entries that a beat did not claim are not pending any more: somebody deleted or acknowledged them."""
-        renewed: set[Reply] = set()
-        for position in commit.claims:
-            reply = results[position - 1]
-            renewed.update(reply if isinstance(reply, list) else ())
+        renewed = commit.renewed(results)
         for delivery in commit.beats:
             if delivery.entry_id in renewed:
                 delivery.leased_from = commit.sent_at
@@ -499,11 +409,9 @@ class Settler:
         self._server_says_no(abort_cause(result) or result, ("EXEC",), now)
 
     def _server_says_no(self, error: ServerError, command: Command, now: float) -> None:
-        if error.code == "OOM" and self._memory is not Memory.BARE:
-            lean = self._memory is Memory.ENOUGH
-            self._memory = Memory.LEAN if lean else Memory.BARE
-            self._lean_until = now + LEAN_PAUSE
-            if lean:
+        first = self._pressure.memory is Memory.ENOUGH
+        if error.code == "OOM" and self._pressure.rise(now):
+            if first:
                 self._machine.emit(EventKind.BACKING_OFF, f"settle: {error.message}")
         else:
             self.link.trouble(error, command, now)
@@ -539,12 +447,7 @@ class Settler:
             self.link.back_off(now, left[0][1].message)
 
     def _pull_bare(self, chosen: list[Delivery], beats: list[Delivery], now: float) -> Exchange:
-        """Out of memory on servers that refuse everything in a transaction (protocol, section 4).
-
-        Ownership is asked for right before; XDEL comes before XACK, so that a crash in between leaves a pending
-        entry without a body and never a body that nobody will run. A beat claims only what has been idle for a
-        while, so that it cannot take back what was reclaimed just now.
-        """
+        """Out of memory, and even in a transaction nothing is taken: ownership is asked for right before."""
         if self._stage is not Stage.VERIFY:
             return self._verify([*chosen, *beats][:VERIFY_BATCH])
         self._stage = Stage.BARE
@@ -553,26 +456,12 @@ class Settler:
         self._bare = [(delivery, delivery.phase) for delivery in sure]
         if now >= self._next_beat:
             self._next_beat = now + self._machine.config.lease / 4
-        young = int(self._machine.config.lease / 8 * 1000)
-        consumer = self._machine.consumer
-        commands: list[Command] = []
-        for delivery, phase in self._bare:
-            stream, entry_id = delivery.queue.keys.stream, delivery.entry_id
-            if phase is Phase.SETTLING:
-                commands += [("XDEL", stream, entry_id), ("XACK", stream, GROUP, entry_id)]
-            elif phase is Phase.RELEASING:
-                commands.append(self._release(stream, [entry_id], "RETRYCOUNT", _count_back(delivery)))
-            else:
-                commands.append(("XCLAIM", stream, GROUP, consumer, young, entry_id, "JUSTID"))
+        young_ms = int(self._machine.config.lease / 8 * 1000)
         self._bare_sent = now
-        return Exchange([*commands, ("PING",)])
+        return Exchange([*bare_commands(self._bare, self._machine.consumer, young_ms), ("PING",)])
 
     def _ended_bare(self, replies: list[Reply], now: float) -> None:
-        answers = iter(replies)
-        for delivery, phase in self._bare:
-            reply = next(answers)
-            if phase is Phase.SETTLING and not isinstance(reply, ServerError):
-                reply = next(answers)
+        for (delivery, phase), reply in zip(self._bare, bare_replies(self._bare, replies), strict=True):
             if isinstance(reply, ServerError):
                 self._server_says_no(reply, ("XDEL", delivery.queue.keys.stream), now)
                 return
@@ -591,46 +480,19 @@ class Settler:
     # ---- leaving ------------------------------------------------------------------------------------
 
     def _may_leave(self) -> bool:
-        return (
-            self._machine.idle
-            and not self._pending
-            and not self._rescues
-            and self.reader_gone
-            and self.controller_gone
-        )
+        waiting = self._pending or self._rescues
+        return self._machine.idle and not waiting and self.reader_gone and self.controller_gone
 
-    def _farewell(self) -> Exchange:
-        """A read that was cut at the end may have put entries into our PEL that nobody here knows of."""
-        if self._stage is Stage.FAREWELL and self._leftover:
-            self._stage = Stage.GOODBYE
-            commands, self._leftover = self._leftover, []
-            return Exchange(commands)
-        self._stage = Stage.FAREWELL
-        return Exchange([self._left_in(queue) for queue in self._queues])
+    def _leave(self) -> Exchange:
+        self._stage = Stage.LEAVE
+        if self._leaving is None:
+            self._leaving = farewell(self._queues, self._machine.consumer)
+            self._last_words = next(self._leaving)
+        return Exchange(self._last_words)
 
-    def _left_in(self, queue: QueueState) -> Command:
-        start = self._unseen.get(queue.keys.queue, b"-")
-        return ("XPENDING", queue.keys.stream, GROUP, start, "+", FAREWELL_PAGE, self._machine.consumer)
-
-    def _farewell_reply(self, replies: list[Reply]) -> None:
-        """Entries keep the consumer; one without entries goes now, others take a day (protocol, section 5)."""
-        consumer = self._machine.consumer
-        self._page_full = False
-        for queue, reply in zip(self._queues, replies, strict=True):
-            if isinstance(reply, ServerError):
-                continue
-            rows = parse_pending(reply)
-            if len(rows) == FAREWELL_PAGE:
-                self._page_full = True
-                self._unseen[queue.keys.queue] = b"(" + rows[-1].entry_id
-            ids = [row.entry_id for row in rows if row.idle_ms < RELEASED_IDLE_MS]
-            if ids:
-                self._leftover.append(self._release(queue.keys.stream, ids))
-            elif not rows and queue.keys.queue not in self._unseen:
-                self._leftover.append(("XGROUP", "DELCONSUMER", queue.keys.stream, GROUP, consumer))
-        self._said_goodbye = not self._leftover and not self._page_full
-
-
-def _count_back(delivery: Delivery) -> int:
-    """The delivery count with which an entry is given back: one that did not run was not really delivered."""
-    return delivery.deliveries if delivery.ran else delivery.deliveries - 1
+    def _left(self, answer: Answer) -> None:
+        assert self._leaving is not None, "an answer to words that were not said"
+        try:
+            self._last_words = self._leaving.send(answer)
+        except StopIteration:
+            self._said_goodbye = True

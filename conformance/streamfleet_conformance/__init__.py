@@ -6,6 +6,5 @@ A driver from elsewhere is described by a subclass of `Harness` and named by ``-
 """
 
 from streamfleet_conformance.harness import Harness
-from streamfleet_conformance.marks import needs, owned, row
 
-__all__ = ["Harness", "needs", "owned", "row"]
+__all__ = ["Harness"]

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 START_SECONDS = 20.0
 GATE_SECONDS = 60.0
+SIGNAL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,8 @@ class _Actor:
             harness.driver(order["url"]), {order["queue"]: (self._handle, None)}, **order["config"]
         )
         self._consumer = worker.consumer
-        self.stop.wait()
+        while not self.stop.wait(SIGNAL_SECONDS):
+            pass  # a signal that the kernel gives to another thread does not end a wait of the main one
         worker.stop(0.5)
         self._write("counts", counts=worker.counts)
 

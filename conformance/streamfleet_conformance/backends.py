@@ -102,6 +102,8 @@ class LocalBackend:
     url: str
     on_kill: Callable[[], None]
     on_restart: Callable[[], None]
+    on_block: Callable[[], None]
+    """Cut all connections and refuse new ones until ``on_restart``, without losing anything."""
     owned: bool = True
     address: tuple[str, int] | None = None
 
@@ -118,6 +120,10 @@ class LocalBackend:
         raise NotOurs(f"{self.url} runs in this process")
 
     resume = suspend
+
+    def block(self) -> None:
+        """Put it out of reach, with its data."""
+        self.on_block()
 
     def stop(self) -> None:
         """It goes with its last user."""

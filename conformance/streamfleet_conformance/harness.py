@@ -116,7 +116,12 @@ class MemoryHarness(Harness):
 
         url = f"memory://conformance-{next(_numbers)}"
         driver = MemoryDriver(url.removeprefix("memory://"))
-        return LocalBackend(url, lambda: driver.make_unavailable(lose_data=True), driver.make_available)
+        return LocalBackend(
+            url,
+            on_kill=lambda: driver.make_unavailable(lose_data=True),
+            on_restart=driver.make_available,
+            on_block=driver.make_unavailable,
+        )
 
 
 class FakeHarness(Harness):
@@ -142,18 +147,23 @@ class FakeHarness(Harness):
         url = f"fakeredis-{next(_numbers)}"
         self.driver(url)
 
+        def reachable(yes: bool) -> None:
+            self._servers[url].connected = yes
+
         def kill() -> None:
             driver = self.driver(url)
             assert isinstance(driver, Driver)
             connection = driver.connect(1.0)
             connection.exchange([("FLUSHALL",)], 1.0)
             connection.close()
-            self._servers[url].connected = False
+            reachable(False)
 
-        def restart() -> None:
-            self._servers[url].connected = True
-
-        return LocalBackend(url, kill, restart)
+        return LocalBackend(
+            url,
+            on_kill=kill,
+            on_restart=lambda: reachable(True),
+            on_block=lambda: reachable(False),
+        )
 
 
 HARNESSES: dict[str, type[Harness]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from streamfleet_conformance.backends import Backend
+from streamfleet_conformance.backends import Backend, LocalBackend
 from streamfleet_conformance.proxy import FaultProxy
 
 
@@ -32,7 +32,8 @@ class Way:
         if self._proxy is not None:
             self._proxy.refuse()
         else:
-            self._backend.kill()
+            assert isinstance(self._backend, LocalBackend), f"no way to stand in before {self._backend.url}"
+            self._backend.block()
 
     def open(self) -> None:
         """End `block`."""
@@ -43,7 +44,7 @@ class Way:
 
     @contextmanager
     def outage(self) -> Iterator[None]:
-        """The server is out of reach by this way while the block runs. Inside this process it loses its data."""
+        """The server is out of reach by this way while the block runs."""
         self.block()
         try:
             yield

@@ -4,9 +4,11 @@ from streamfleet_core.connection import ServerError
 from streamfleet_core.errors import PermissionMissing, WrongKeyType
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import GROUP, queue_keys, receiver_key
+from streamfleet_core.leaving import PAGE as FAREWELL_PAGE
 from streamfleet_core.link import FOREVER
+from streamfleet_core.pressure import LEAN_PAUSE, Memory
 from streamfleet_core.safeguards import UNKNOWN
-from streamfleet_core.settling import BATCH, FAREWELL_PAGE, LEAN_PAUSE, VERIFY_BATCH, Memory
+from streamfleet_core.settling import BATCH, VERIFY_BATCH
 from streamfleet_core.state import RELEASED_IDLE_MS, Phase
 from streamfleet_core.wire import decode_notification, unpack_fields
 
@@ -714,7 +716,7 @@ def test_what_needs_no_memory_goes_first_while_there_is_none(world):
     worker.succeed(tracked)
     worker.succeed(works)
     world.advance(0.5)
-    assert settler(worker)._memory is Memory.LEAN
+    assert settler(worker)._pressure.memory is Memory.LEAN
     assert works.phase is Phase.SETTLED
     assert fails.phase is tracked.phase is Phase.SETTLING
     assert len(worker.events(EventKind.BACKING_OFF)) == 1

@@ -9,7 +9,7 @@ import pytest
 from streamfleet.task import Task
 from streamfleet_conformance.marks import needs, owned, row
 from streamfleet_conformance.scene import GO_TASK, Scene
-from streamfleet_conformance.waiting import eventually
+from streamfleet_conformance.waiting import counted, eventually
 from streamfleet_core.connection import Capability
 from streamfleet_core.errors import DoNotRetry, PermissionMissing, RetryLater, TaskFailed, WrongKeyType
 from streamfleet_core.keys import GROUP
@@ -228,8 +228,8 @@ def test_one_lost_entry_does_not_take_others_with_it(scene: Scene) -> None:
     )
     gate.set()
     eventually(lambda: worker.in_flight == 0, "all ten have ended")
-    assert worker.counts["completed"] == 9
-    assert worker.counts["lost"] == 1
+    counted(worker, completed=9)
+    counted(worker, lost=1)
     assert [(row[0], row[1]) for row in scene.pending()] == [(stolen, b"thief")]
     assert len(scene.entries()) == 1
 
@@ -242,7 +242,7 @@ def test_a_moved_fence_alone_changes_nothing(scene: Scene) -> None:
     scene.do("SET", scene.keys.fence, "moved")
     gate.set()
     scene.drained()
-    assert worker.counts["completed"] == 1
+    counted(worker, completed=1)
     assert len(scene.journal.starts) == 1
 
 

@@ -25,6 +25,8 @@ from streamfleet_core.worker import WorkerMachine
 
 F = TypeVar("F", bound=Callable[[Task], object])
 
+SIGNAL_PAUSE = 0.5
+"""Seconds after which a wait for the end of the worker lets signal handlers run."""
 MAX_REPLACEMENTS = 2
 """So many times its concurrency in handlers that hang after their timeout may be replaced by new threads."""
 
@@ -316,7 +318,8 @@ class _Run:
                 left = None if deadline is None else deadline - monotonic()
                 if left is not None and left <= 0:
                     return False
-                self.loops.all_ended.wait(left)
+                # Python's signal handlers run when the main thread wakes, and the kernel may give a signal to another.
+                self.loops.all_ended.wait(SIGNAL_PAUSE if left is None else min(left, SIGNAL_PAUSE))
             self.ended = True
             self._work.notify_all()
         self.loops.join()

@@ -1,0 +1,36 @@
+"""The last thing that a stopping worker does at the server (protocol, section 5)."""
+
+from __future__ import annotations
+
+from streamfleet_core.connection import Command, ServerError
+from streamfleet_core.keys import GROUP
+from streamfleet_core.procedure import Steps
+from streamfleet_core.replies import parse_pending
+from streamfleet_core.settlement import release
+from streamfleet_core.state import RELEASED_IDLE_MS, QueueState
+
+PAGE = 1000
+
+
+def farewell(queues: list[QueueState], consumer: bytes) -> Steps:
+    """Give back what is left in our pending entries list, and remove a consumer that has nothing there.
+
+    A read that was cut at the end may have put entries into the list that nobody here knows of. Entries keep
+    their consumer; it is then swept a day later.
+    """
+    for queue in queues:
+        stream, start, left = queue.keys.stream, b"-", False
+        while start:
+            query: Command = ("XPENDING", stream, GROUP, start, "+", PAGE, consumer)
+            reply = (yield [query]).replies[0]
+            if isinstance(reply, ServerError):
+                left = True
+                break
+            rows = parse_pending(reply)
+            left = left or bool(rows)
+            start = b"(" + rows[-1].entry_id if len(rows) == PAGE else b""
+            ids = [row.entry_id for row in rows if row.idle_ms < RELEASED_IDLE_MS]
+            if ids:
+                yield [release(stream, consumer, ids)]
+        if not left:
+            yield [("XGROUP", "DELCONSUMER", stream, GROUP, consumer)]
