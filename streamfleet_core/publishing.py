@@ -184,7 +184,7 @@ class Publisher:
             return self._publish(batch, now)
         if self._cancels:
             return self._cancel(self._cancels[0])
-        if self._machine.closing and (self.receiver_gone or not self._receiver.active):
+        if self._machine.closing and (self.receiver_gone or not self._receiver.has_stream):
             return self._clean()
         return None
 
@@ -453,7 +453,7 @@ class Publisher:
         self._stage = Stage.CLEAN
         receiver = receiver_key(self._client_id)
         commands: list[Command] = [("DEL", self._marker)]
-        if self._receiver.active:
+        if self._receiver.active:  # it may exist although the answer to its creation was lost
             commands += [("ZREM", keys.receivers, self._client_id) for keys in self._queues.values()]
             commands.append(("DEL", receiver))
         return Exchange(commands)

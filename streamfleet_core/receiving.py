@@ -48,6 +48,7 @@ class Receiver:
         "_queues",
         "_repair",
         "active",
+        "has_stream",
         "link",
     )
 
@@ -66,6 +67,8 @@ class Receiver:
         """Create the stream again with the next beat."""
         self._commands: list[Command] = []
         self.active = False
+        self.has_stream = False
+        """Has the stream ever been created? Before that nobody drives this link."""
 
     def want(self, link: Link) -> None:
         """A task is tracked: from now on this client has a receiver."""
@@ -79,6 +82,7 @@ class Receiver:
 
     def registered(self, queues: list[QueueKeys], now: float) -> None:
         """The publisher has created the receiver and entered it for these queues."""
+        self.has_stream = True
         self._known.update(keys.queue for keys in queues)
         self._next_beat = now + self._machine.config.heartbeat
         self.link.kick()

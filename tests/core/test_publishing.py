@@ -653,3 +653,14 @@ def test_a_greeting_without_sense_is_not_taken_for_one(world):
     client.publish.held = False
     world.advance(1)
     assert len(ids(world)) == 1
+
+
+def test_a_client_whose_only_tracked_task_was_never_sent_leaves_at_once(world):
+    client = settled(world)
+    submission = client.enqueue(b"x", tracked=True)
+    client.machine.cancel(submission)
+    world.pump()
+    client.close()
+    world.pump()
+    assert client.ended
+    assert world.call("KEYS", "*") == [KEYS.stream]
