@@ -302,10 +302,16 @@ class ClientActor(Actor):
     publish = property(lambda self: self.wire(Role.PUBLISH))
     receive = property(lambda self: self.wire(Role.RECEIVE))
 
+    def adopt_links(self) -> list[Wire]:
+        """Give the links that are wanted by now a wire each; returns these."""
+        new = [link for link in self.machine.new_links if link.duty.wanted()]
+        self.machine.new_links = [link for link in self.machine.new_links if link not in new]
+        wires = [Wire(self.world, self.machine, link) for link in new]
+        self.wires += wires
+        return wires
+
     def turn(self) -> bool:
-        for link in [link for link in self.machine.new_links if link.duty.wanted()]:
-            self.machine.new_links.remove(link)
-            self.wires.append(Wire(self.world, self.machine, link))
+        self.adopt_links()
         return super().turn()
 
     def enqueue(self, data: bytes = b"x", queue: str = "q", *, tracked: bool = False, **how: object) -> Submission:
