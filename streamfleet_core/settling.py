@@ -24,7 +24,7 @@ from streamfleet_core.link import FOREVER, Exchange, Link
 from streamfleet_core.pressure import Memory, Pressure, bare_commands, bare_replies, needs_memory
 from streamfleet_core.procedure import Answer, Steps
 from streamfleet_core.replies import ErrorKind, abort_cause, classify, parse_pending, parse_time
-from streamfleet_core.safeguards import UNKNOWN, fence_holds
+from streamfleet_core.safeguards import UNKNOWN
 from streamfleet_core.settlement import Commit, build
 from streamfleet_core.state import Delivery, Phase, QueueState, Verdict
 
@@ -145,7 +145,7 @@ class Settler:
         outcomes_, beats = self._outcomes(), self._due_beats(now)
         if self._pressure.memory is Memory.BARE and (outcomes_ or beats):
             return self._pull_bare(outcomes_, beats, now)
-        doubtful = [d for d in (*outcomes_, *beats) if not fence_holds(d.fence, d.queue.fence)]
+        doubtful = [d for d in (*outcomes_, *beats) if not safeguards.fence_holds(d.fence, d.queue.fence)]
         if doubtful:
             return self._verify(doubtful[:VERIFY_BATCH])
         if outcomes_ or beats:
@@ -452,7 +452,11 @@ class Settler:
             return self._verify([*chosen, *beats][:VERIFY_BATCH])
         self._stage = Stage.BARE
         asked = set(self._asked)
-        sure = [d for d in dict.fromkeys((*chosen, *beats)) if d in asked and fence_holds(d.fence, d.queue.fence)]
+        sure = [
+            d
+            for d in dict.fromkeys((*chosen, *beats))
+            if d in asked and safeguards.fence_holds(d.fence, d.queue.fence)
+        ]
         self._bare = [(delivery, delivery.phase) for delivery in sure]
         if now >= self._next_beat:
             self._next_beat = now + self._machine.config.lease / 4

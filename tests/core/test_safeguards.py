@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from streamfleet_core import safeguards, settling
+from streamfleet_core import safeguards
 from streamfleet_core.keys import GROUP, queue_keys, receiver_key
 from streamfleet_core.safeguards import UNKNOWN
 from streamfleet_core.submission import Status
@@ -27,8 +27,6 @@ def without(request, monkeypatch):
     def take(name, replacement):
         if request.param == "without":
             monkeypatch.setattr(safeguards, name, replacement)
-            if hasattr(settling, name):  # bound by name there
-                monkeypatch.setattr(settling, name, replacement)
         return request.param == "without"
 
     return take
