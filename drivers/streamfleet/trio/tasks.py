@@ -32,7 +32,9 @@ class Tasks:
         failure: BaseException | None = None
         try:
             async with trio.open_nursery() as outer:
-                await outer.start(self._host)
+                # Instantaneous. A cancellation in between would leave behind a host that nothing can reach.
+                with trio.CancelScope(shield=True):
+                    await outer.start(self._host)
                 try:
                     yield
                 except BaseException as error:
