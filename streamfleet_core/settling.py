@@ -451,12 +451,8 @@ class Settler:
         if self._stage is not Stage.VERIFY:
             return self._verify([*chosen, *beats][:VERIFY_BATCH])
         self._stage = Stage.BARE
-        asked = set(self._asked)
-        sure = [
-            d
-            for d in dict.fromkeys((*chosen, *beats))
-            if d in asked and safeguards.fence_holds(d.fence, d.queue.fence)
-        ]
+        asked = set(self._asked).intersection((*chosen, *beats))
+        sure = [d for d in self._asked if d in asked and safeguards.fence_holds(d.fence, d.queue.fence)]
         self._bare = [(delivery, delivery.phase) for delivery in sure]
         if now >= self._next_beat:
             self._next_beat = now + self._machine.config.lease / 4
