@@ -599,10 +599,13 @@ async def test_a_client_works_only_within_its_block(world, driver):
 
 @in_world
 async def test_the_error_of_a_block_comes_out_as_it_is(world, driver):
-    with pytest.raises(KeyError, match="mine"):
+    async def work():
         async with worker_of(world, driver, echo).running(), world.Client(driver) as client:
             await client.enqueue("q", "x")
             raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await work()
     assert pending(driver) == []
 
 
@@ -627,15 +630,17 @@ async def test_a_defect_ends_the_block_with_itself(world, driver):
 
 @in_world
 async def test_a_defect_of_the_client_ends_its_block(world, driver):
-    with pytest.raises(IllegalTransition, match="defect"):
+    def defect(link, now):
+        raise IllegalTransition("defect")
+
+    async def work():
         async with world.Client(driver) as client:
-
-            def defect(link, now):
-                raise IllegalTransition("defect")
-
             client._machine.step = defect
             await client.enqueue("q", "x")
             await world.sleep(10_000)
+
+    with pytest.raises(IllegalTransition, match="defect"):
+        await work()
 
 
 @in_world
@@ -644,10 +649,18 @@ async def test_a_server_that_refuses_ends_the_worker_and_its_clients_waits(world
     with pytest.raises(WrongKeyType):
         await worker_of(world, driver, echo).run()
     worker = worker_of(world, driver, echo)
-    with pytest.raises(WrongKeyType):
+    seen = []
+
+    async def work():
         async with worker.running():
-            with pytest.raises(WrongKeyType):
+            try:
                 await worker.wait(WAIT)
+            except WrongKeyType as error:
+                seen.append(error)
+
+    with pytest.raises(WrongKeyType):
+        await work()
+    assert len(seen) == 1
 
 
 @in_world

@@ -143,8 +143,8 @@ class Run:
                 value = await self._in_thread(handler, task)
             else:
                 value = await _call(handler, task)
-        except KeyboardInterrupt:
-            raise
+        except KeyboardInterrupt as interrupt:
+            self._interrupted(delivery, interrupt)
         except trio.Cancelled:
             if delivery.cancelled:
                 self._attempts.stopped(delivery)
@@ -153,6 +153,9 @@ class Run:
             interruptions, errors = group.split((trio.Cancelled, KeyboardInterrupt))
             if interruptions is None:
                 self._attempts.raised(delivery, group)
+                return
+            if interruptions.subgroup(KeyboardInterrupt) is not None:
+                self._interrupted(delivery, interruptions)
                 return
             if delivery.cancelled and errors is not None:
                 self._attempts.raised(delivery, errors)
@@ -163,6 +166,11 @@ class Run:
             self._attempts.raised(delivery, error)
         else:
             self._attempts.returned(delivery, value)
+
+    def _interrupted(self, delivery: Delivery, interrupt: BaseException) -> None:
+        """Ctrl-C hit the handler: it ends the program, but in order."""
+        self._attempts.stopped(delivery)
+        self.loops.tasks.fail(interrupt)
 
     async def _in_thread(self, handler: Handler[Callable[[Task], Any]], task: Task) -> object:
         """Run a plain function in a thread. Cancelled, it leaves the thread to itself, unless too many hang."""

@@ -18,6 +18,7 @@ class Tasks:
     def __init__(self) -> None:
         self.context = copy_context()
         """What each task starts with, whoever spawns it."""
+        self._outer: trio.Nursery | None = None
         self._nursery: trio.Nursery | None = None
 
     @asynccontextmanager
@@ -32,6 +33,7 @@ class Tasks:
         failure: BaseException | None = None
         try:
             async with trio.open_nursery() as outer:
+                self._outer = outer
                 # Instantaneous. A cancellation in between would leave behind a host that nothing can reach.
                 with trio.CancelScope(shield=True):
                     await outer.start(self._host)
@@ -43,6 +45,8 @@ class Tasks:
                 self.cancel()
         except BaseExceptionGroup as defects:
             raise _innermost(defects) from failure
+        finally:
+            self._outer = None
         if failure is not None:
             raise failure
 
@@ -67,6 +71,15 @@ class Tasks:
         nursery = self._nursery
         if nursery is not None and self.alive:
             self.context.copy().run(lambda: nursery.start_soon(work, name=name))
+
+    def fail(self, error: BaseException) -> None:
+        """Cancel the block and raise ``error`` at its end, without a disturbance of the other tasks."""
+
+        async def raise_it() -> None:
+            raise error
+
+        if self._outer is not None:
+            self._outer.start_soon(raise_it)
 
     def cancel(self) -> None:
         """Cancel what still runs."""
