@@ -1,6 +1,6 @@
 """The floor: one thread, one bare connection, no safeguards. What a client library could reach at best.
 
-It writes and reads the base format of `streamfleet_core.wire`, and pipelines all that can be pipelined.
+It writes and reads the base format of `streamfleet_core.wire`, in batches, and waits for each batch's replies.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class EnqueueEach(_Connected):
 
 
 class Drain:
-    """Read, call the handler, acknowledge and delete with the next read."""
+    """Read a page, call the handler with each task's fields, acknowledge and delete the page."""
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -119,17 +119,17 @@ class Drain:
         entries = _entries(connection.exchange([_read(0)])[0])
         while entries:
             for _, fields in entries:
-                _handle(fields)
+                _handle(dict(zip(fields[::2], fields[1::2], strict=True)))
             ids = [entry_id for entry_id, _ in entries]
             left -= len(ids)
-            settle: list[Command] = [("XACK", STREAM, GROUP, *ids), ("XDEL", STREAM, *ids)]
-            entries = _entries(connection.exchange([*settle, _read(0)])[2])
+            connection.exchange([("XACK", STREAM, GROUP, *ids), ("XDEL", STREAM, *ids)])
+            entries = _entries(connection.exchange([_read(0)])[0])
         if left:
             raise RuntimeError(f"{left} tasks are missing")
         return {"seconds": [time.perf_counter() - start]}
 
 
-def _handle(fields: list[bytes]) -> None:
+def _handle(task: dict[bytes, bytes]) -> None:
     """The handler of the drain."""
 
 
