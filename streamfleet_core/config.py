@@ -43,7 +43,7 @@ class WorkerConfig:
     """How often each kind of garbage is looked for."""
     max_deliveries: int = 5
     """An entry delivered this often without being settled is dead-lettered: it kills its workers."""
-    max_prefetch: int = 1000
+    max_prefetch: int = 2000
     """The largest number of entries held at a time."""
     prefetch_horizon: float = 0.05
     """Prefetch at most this many seconds of work for each handler."""

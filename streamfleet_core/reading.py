@@ -20,6 +20,8 @@ from streamfleet_core.state import QueueState
 if TYPE_CHECKING:
     from streamfleet_core.worker import WorkerMachine
 
+PAGE = 500
+"""The most entries in one read, unless there are more handlers."""
 HISTORY_PAGE = 100
 """Entries per read of our own PEL."""
 READ_MARGIN = 5.0
@@ -45,11 +47,15 @@ class Reader:
         self._sent_at = 0.0
 
     def room(self) -> int:
-        """How many entries to ask for. Large windows are refilled when half of them is free."""
+        """How many entries to ask for: a page of a large window, as soon as there is room for one.
+
+        A page is at most half of the window, so that the server can read one while handlers work on another.
+        """
         machine = self._machine
-        window = machine.window()
+        window, concurrency = machine.window(), machine.config.concurrency
+        page = min(max((window - concurrency) // 2, 1), PAGE)
         room = window - machine.held
-        return room if room > (window - machine.config.concurrency) // 2 else 0
+        return min(room, max(page, concurrency)) if room >= page else 0
 
     def reread(self) -> None:
         """Entries may be in our PEL that we do not know of: read it again before anything new."""

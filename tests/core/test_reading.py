@@ -3,7 +3,7 @@ import pytest
 from streamfleet_core.errors import PermissionMissing, WrongKeyType
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import GROUP, queue_keys
-from streamfleet_core.reading import HISTORY_PAGE
+from streamfleet_core.reading import HISTORY_PAGE, PAGE
 from streamfleet_core.state import Phase
 
 KEYS = queue_keys("q")
@@ -133,7 +133,7 @@ def test_it_asks_for_no_more_than_there_is_room_for(world):
     assert worker.machine.held == 3
 
 
-def test_a_large_window_is_refilled_by_half(world):
+def test_a_large_window_is_filled_in_two_halves_at_least(world):
     worker = world.worker(concurrency=1, prefetch_horizon=0.05)
     worker.machine._mean = 0.001
     window = worker.machine.window()
@@ -141,9 +141,22 @@ def test_a_large_window_is_refilled_by_half(world):
     reader = worker.machine.lanes[0].reader
     worker.machine.held = 30
     assert reader.room() == 0
-    worker.machine.held = 25
-    assert reader.room() == 26
+    worker.machine.held = 27
+    assert reader.room() == 0
+    worker.machine.held = 26
+    assert reader.room() == 25
     worker.machine.held = 0
+    assert reader.room() == 25, "the server reads the other half while handlers work on this one"
+
+
+def test_a_page_has_a_bound(world):
+    worker = world.worker(concurrency=1)
+    worker.machine._mean = 1e-6
+    assert worker.machine.window() > 2 * PAGE
+    assert worker.machine.lanes[0].reader.room() == PAGE
+    many = world.worker(concurrency=2 * PAGE)
+    many.machine._mean = 1e-6
+    assert many.machine.lanes[0].reader.room() == 2 * PAGE, "no handler waits for a second read"
 
 
 @pytest.mark.parametrize("mean", [0.0, 1e-6, 0.001, 0.5, 30.0])
