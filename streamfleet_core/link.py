@@ -145,6 +145,7 @@ class Link:
         "_emit",
         "_failures",
         "_in_flight",
+        "_longest_pause",
         "_outage",
         "_random",
         "_resume_at",
@@ -169,6 +170,7 @@ class Link:
         emit: Callable[[Event], None],
         outage: Outage,
         on_kick: Callable[[Link], None],
+        longest_pause: float = LARGEST_BACKOFF,
     ) -> None:
         self.role = role
         self.slot = slot
@@ -187,6 +189,7 @@ class Link:
         self._connected = False
         self._in_flight = False
         self._failures = 0
+        self._longest_pause = longest_pause
         self._resume_at = 0.0
 
     @property
@@ -289,7 +292,7 @@ class Link:
             self._emit(Event(EventKind.REFUSED, str(error), {"role": self.role.value}))
 
     def _back_off(self, now: float) -> None:
-        pause = min(LARGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(self._failures, 10))
+        pause = min(self._longest_pause, FIRST_BACKOFF * 2 ** min(self._failures, 10))
         self._failures += 1
         self._resume_at = now + pause * (0.5 + 0.5 * self._random())
 

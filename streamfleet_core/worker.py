@@ -24,7 +24,7 @@ from streamfleet_core.errors import ServerRefused, UsageError
 from streamfleet_core.events import Event, EventKind
 from streamfleet_core.features import Feature
 from streamfleet_core.keys import QueueKeys, queue_keys
-from streamfleet_core.link import FOREVER, Action, Finished, Link, Outage, Role, Sleep
+from streamfleet_core.link import FOREVER, LARGEST_BACKOFF, Action, Finished, Link, Outage, Role, Sleep
 from streamfleet_core.reading import Reader
 from streamfleet_core.retry import policy_of
 from streamfleet_core.safeguards import Fence
@@ -115,8 +115,10 @@ class WorkerMachine:
         reader = Reader(self, queues)
         settler = Settler(self, queues, now)
         controller = Controller(self, queues, now)
+        # The grace rule trusts that every live owner beats within one lease of the end of an outage.
+        pause = min(LARGEST_BACKOFF, self.config.lease / 4)
         read, settle, control = (
-            Link(role, slot, duty, self.random, self.events.append, self._outage, self.kicked.append)
+            Link(role, slot, duty, self.random, self.events.append, self._outage, self.kicked.append, pause)
             for role, duty in ((Role.READ, reader), (Role.SETTLE, settler), (Role.CONTROL, controller))
         )
         reader.link, settler.link, controller.link = read, settle, control

@@ -1,5 +1,6 @@
 import pytest
 
+from streamfleet_core.config import WorkerConfig
 from streamfleet_core.connection import ServerError, ServerIdentity
 from streamfleet_core.errors import AuthenticationFailed, NotSent, PermissionMissing, WrongKeyType
 from streamfleet_core.events import EventKind
@@ -17,6 +18,7 @@ from streamfleet_core.link import (
     Role,
     Sleep,
 )
+from streamfleet_core.worker import WorkerMachine
 
 IDENTITY = ServerIdentity("redis", "8.2", user="ann")
 BATCH = Exchange([("PING",)])
@@ -330,3 +332,25 @@ def test_a_pause_made_while_nothing_was_pulled_is_kept(bench):
     bench.duty.wake_at = 0.0
     bench.duty.on_pull = lambda now: bench.link.wait(now, 3.0)
     assert bench.link.step(1.0) == Sleep(4.0)
+
+
+@pytest.mark.parametrize(("lease", "longest"), [(0.8, 0.2), (4.0, 1.0), (60.0, LARGEST_BACKOFF)])
+def test_a_worker_is_back_within_its_lease_after_an_outage(lease, longest):
+    """Others reclaim one lease after an outage has ended: by then each live owner must have beaten."""
+    machine = WorkerMachine(
+        "consumer",
+        {"queue": 0.0},
+        WorkerConfig(lease=lease),
+        now=0.0,
+        wall_ms=0.0,
+        entropy=bytes,
+        random=lambda: 1.0,
+    )
+    for link in machine.links:
+        now = 0.0
+        for _ in range(12):
+            link.connect_failed(NotSent("down"), now)
+            action = machine.step(link, now)
+            assert isinstance(action, Sleep)
+            assert action.until <= now + longest
+            now += longest
