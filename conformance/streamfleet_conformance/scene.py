@@ -229,6 +229,12 @@ class Scene:
         names = [queue.encode() for queue in self._queues]
         return {key for key in found if any(name in key for name in names)}
 
+    def lasting_keys(self) -> set[bytes]:
+        """Of `own_keys`, those that do not go by themselves after a time."""
+        keys = sorted(self.own_keys())
+        times = self.do_all(*[("PTTL", key) for key in keys]) if keys else []
+        return {key for key, time in zip(keys, times, strict=True) if time == -1}
+
     def group(self) -> None:
         """Create the queue's stream and group, as a worker would."""
         self.do("XGROUP", "CREATE", self.keys.stream, GROUP, "0", "MKSTREAM")

@@ -37,6 +37,7 @@ def dead_client(scene: Scene, name: str, score: float = 1.0) -> bytes:
         ("ZADD", scene.keys.receivers, score, name),
         ("XGROUP", "CREATE", receiver, RECEIVER_GROUP, "0", "MKSTREAM"),
         ("HSET", scene.keys.producer(name), "e", 1, "s", 1),
+        ("PEXPIRE", scene.keys.producer(name), 86_400_000),
     )
     return receiver
 
@@ -140,7 +141,7 @@ def test_what_dead_clients_leave_is_removed(scene: Scene) -> None:
     eventually(lambda: not members(scene), "no client is left")
     keys = scene.keys
     declared = {keys.stream, keys.fence, keys.moves, keys.dead}
-    eventually(lambda: scene.own_keys() <= declared, "only declared keys are left")
+    eventually(lambda: scene.lasting_keys() <= declared, "only declared keys are left for good")
 
 
 @row(63, 64)
@@ -194,7 +195,7 @@ def test_after_a_crash_of_everybody_one_worker_tidies_up(scene: Scene) -> None:
     eventually(lambda: set(scene.consumers()) == {worker.consumer}, "dead consumers are removed")
     worker.stop()
     keys = scene.keys
-    assert scene.own_keys() <= {keys.stream, keys.fence, keys.moves, keys.dead}
+    assert scene.lasting_keys() <= {keys.stream, keys.fence, keys.moves, keys.dead}
     groups = scene.do("XINFO", "GROUPS", keys.stream)
     assert isinstance(groups, list)
     assert len(groups) == 1
