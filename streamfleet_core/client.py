@@ -236,6 +236,8 @@ class ClientMachine:
         for name, value in options.extra.items():
             fields += (name.encode(), value.encode())
         submission = Submission(keys, task_id, fields, tracked, expires_ms, due_at, due_ms)
+        if options.expires_in is not None:
+            submission.expires_at = now + options.expires_in
         if expires_ms and expires_ms <= server_ms:
             self.expire(submission)
         return submission

@@ -27,7 +27,7 @@ from streamfleet_core.link import FOREVER, Exchange, Link
 from streamfleet_core.receiving import Receiver
 from streamfleet_core.replies import ErrorKind, abort_cause, classify, parse_time
 from streamfleet_core.submission import Status, Submission
-from streamfleet_core.wire import AT_DATA
+from streamfleet_core.wire import AT_DATA, has_failed
 
 if TYPE_CHECKING:
     from streamfleet_core.client import ClientMachine
@@ -46,6 +46,7 @@ class Stage(Enum):
     GREET = "announce ourselves at the marker and read it"
     REGISTER = "create the receiver"
     PUBLISH = "a batch"
+    LOOK = "has a task that is to be cancelled run before?"
     CANCEL = "take a task out of the schedule"
     CLEAN = "remove what is ours"
 
@@ -73,6 +74,7 @@ class Publisher:
         "_kept",
         "_kept_tasks",
         "_last",
+        "_looked",
         "_machine",
         "_marker",
         "_positions",
@@ -122,6 +124,8 @@ class Publisher:
         self._stage = Stage.GREET
         self._cancels: deque[Submission] = deque()
         self._cancel_unknown = False
+        self._looked = False
+        """Was the first task that is to be cancelled looked at, under a WATCH that stands, and has not run?"""
         self._commands: list[Command] = []
         self._positions: list[int] = []
         self._sent_at = 0.0
@@ -183,7 +187,7 @@ class Publisher:
                 return self._register(now)
             return self._publish(batch, now)
         if self._cancels:
-            return self._cancel(self._cancels[0])
+            return self._cancel(self._cancels[0]) if self._looked else self._look(self._cancels[0])
         if self._machine.closing and (self.receiver_gone or not self._receiver.has_stream):
             return self._clean()
         return None
@@ -197,6 +201,8 @@ class Publisher:
             self._greeted(replies, now)
         elif stage is Stage.REGISTER:
             self._registered(replies, now)
+        elif stage is Stage.LOOK:
+            self._seen(replies, now)
         elif stage is Stage.CANCEL:
             self._cancelled(replies, now)
         else:
@@ -233,6 +239,7 @@ class Publisher:
                 return
         self._machine.clock.observed(parse_time(replies[3]), self._sent_at, now)
         self._ready = True
+        self._looked = False
         applied = safeguards.applied_batch(replies[1])
         batch, self._batch = self._batch, None
         if batch is not None:
@@ -243,19 +250,19 @@ class Publisher:
         while self._resend and self._resend[0].number <= applied:  # a lost tail that has come back
             self._confirm(self._resend.popleft(), now)
         if applied < self._accepted:
-            self._regressed(applied)
+            self._regressed(applied, now)
         self._last = max(self._last, applied)
 
-    def _regressed(self, applied: int) -> None:
+    def _regressed(self, applied: int, now: float) -> None:
         """The server has forgotten batches that it had accepted: send those again that are still kept."""
+        self._drop_old(now)
         missing = [batch for batch in self._kept if batch.number > applied]
         self._kept = deque(batch for batch in self._kept if batch.number <= applied)
         self._kept_tasks = sum(len(batch.submissions) for batch in self._kept)
         for batch in missing:
             # Unknown: the receive link was the first to see the loss. What was given up may never have run.
-            batch.submissions = [
-                s for s in batch.submissions if not s.status.terminal or s.status is Status.UNKNOWN
-            ]
+            submissions = batch.submissions
+            batch.submissions = [s for s in submissions if not s.status.terminal or s.status is Status.UNKNOWN]
         tasks = sum(len(batch.submissions) for batch in missing)
         gap = self._accepted - applied - len(missing)
         self._machine.counts["resent"] += tasks
@@ -297,6 +304,8 @@ class Publisher:
             if submission.status is not _BUFFERED:
                 continue
             machine.left_buffer(submission)
+            if submission.expires_at:  # now that the server's clock is known
+                submission.expires(machine.clock.ms(submission.expires_at))
             if submission.expires_ms and submission.expires_ms <= server_ms:
                 machine.pending -= 1
                 machine.expire(submission)
@@ -383,10 +392,14 @@ class Publisher:
         return refused
 
     def _keep(self, batch: Batch, now: float) -> None:
-        config = self._machine.config
         batch.accepted_at = now
         self._kept.append(batch)
         self._kept_tasks += len(batch.submissions)
+        self._drop_old(now)
+
+    def _drop_old(self, now: float) -> None:
+        """Keep no more, and no longer, than we are to: what is older has most likely run."""
+        config = self._machine.config
         oldest = now - config.keep_seconds
         while self._kept and (self._kept_tasks > config.keep_tasks or self._kept[0].accepted_at < oldest):
             self._kept_tasks -= len(self._kept.popleft().submissions)
@@ -409,8 +422,26 @@ class Publisher:
                 return
         self._receiver.registered(list(self._queues.values()), now)
 
+    def _look(self, submission: Submission) -> Exchange:
+        """A retry waits in the schedule, too; but that task has run, and what is cancelled never has."""
+        self._stage, keys = Stage.LOOK, submission.keys
+        self._commands = [safeguards.watch_moves(keys.moves), ("HGET", keys.scheduled, submission.id)]
+        return Exchange(self._commands)
+
+    def _seen(self, replies: list[Reply], now: float) -> None:
+        for command, reply in zip(self._commands, replies, strict=True):
+            if isinstance(reply, ServerError):
+                self._trouble(reply, command, now)
+                return
+        body = replies[1]
+        self._looked = isinstance(body, bytes) and not has_failed(body)
+        if not self._looked:
+            self._ready = False  # which drops the watch
+            self._cancel_ended(removed=False, gone=body is None)
+
     def _cancel(self, submission: Submission) -> Exchange:
         self._stage = Stage.CANCEL
+        self._looked = False
         keys = submission.keys
         self._commands = [
             ("MULTI",),
@@ -425,22 +456,26 @@ class Publisher:
         """Removed from the schedule means that it never ran; otherwise it takes its course."""
         result = replies[len(self._commands) - 1]
         if isinstance(result, list):
-            submission = self._cancels.popleft()
-            submission.cancelling = False
             self._watched(replies[len(self._commands) :], now)
-            unknown, self._cancel_unknown = self._cancel_unknown, False
-            if result[0] == 1 and not submission.status.terminal:
-                self._machine.resolve(submission, Status.CANCELLED)
-            elif unknown and not submission.status.terminal:
-                submission.error = "the connection broke while it was being cancelled; it has run, or never will"
-                self._machine.resolve(submission, Status.UNKNOWN)
-                self._let_go(submission)
-            elif submission.waiter is not None:
-                self._machine.changed.append(submission)
+            self._cancel_ended(removed=result[0] == 1, gone=True)
             return
         self._ready = False
         if isinstance(result, ServerError):
             self._trouble(abort_cause(result) or result, ("EXEC",), now)
+
+    def _cancel_ended(self, *, removed: bool, gone: bool) -> None:
+        """The first task that was to be cancelled was removed, or (``gone``) was not in the schedule any more."""
+        submission = self._cancels.popleft()
+        submission.cancelling = False
+        unknown, self._cancel_unknown = self._cancel_unknown and gone, False
+        if removed and not submission.status.terminal:
+            self._machine.resolve(submission, Status.CANCELLED)
+        elif unknown and not submission.status.terminal:
+            submission.error = "the connection broke while it was being cancelled; it has run, or never will"
+            self._machine.resolve(submission, Status.UNKNOWN)
+            self._let_go(submission)
+        elif submission.waiter is not None:
+            self._machine.changed.append(submission)
 
     def _let_go(self, submission: Submission) -> None:
         """It is not to be sent again, even if the server loses it."""

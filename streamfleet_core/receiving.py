@@ -131,6 +131,7 @@ class Receiver:
             if self._repair:
                 self._repair = False
                 commands.append(("XGROUP", "CREATE", receiver, RECEIVER_GROUP, b"0", "MKSTREAM"))
+            commands.append(("EXISTS", receiver))
         block = max(0.001, min(config.block, self._next_beat - now))
         read: Command = (
             "XREAD",
@@ -155,13 +156,16 @@ class Receiver:
                     self._handled.append(entry_id)
                     if fields is not None:
                         self._notice(entry_id, fields)
+        collected = False
         for command, reply in zip(self._commands, replies, strict=True):
             if isinstance(reply, ServerError):
                 if classify(reply) not in (ErrorKind.GROUP_EXISTS, ErrorKind.UNBLOCKED, ErrorKind.NO_GROUP):
                     self.link.trouble(reply, command, now)
-                    return
-            elif command[0] == "ZADD" and reply == 1:
-                self._collected(now)
+                    break
+            elif (command[0] == "ZADD" and reply == 1) or (command[0] == "EXISTS" and reply == 0):
+                collected = True
+        if collected:
+            self._collected(now)
 
     def lost(self, *, sent: bool, now: float) -> None:
         """Whatever a lost reply carried is still in the stream, and `begin` reads that from its start."""
@@ -192,7 +196,8 @@ class Receiver:
         machine = self._machine
         self._repair = True
         self._next_beat = now
-        lost = [s for s in machine.tracked.values() if s.status is Status.ACCEPTED and s.keys.queue in self._known]
+        under_way = (Status.SENT, Status.ACCEPTED)
+        lost = [s for s in machine.tracked.values() if s.status in under_way and s.keys.queue in self._known]
         machine.counts["collected"] += 1
         text = f"this client was taken for dead and its receiver removed; {len(lost)} outcomes may be lost"
         machine.emit(EventKind.COLLECTED, text, tasks=len(lost))

@@ -13,7 +13,7 @@ from streamfleet_core.errors import (
     TaskFailed,
 )
 from streamfleet_core.keys import QueueKeys
-from streamfleet_core.wire import AT_DATA
+from streamfleet_core.wire import AT_DATA, AT_EXPIRES
 
 
 class Status(Enum):
@@ -47,6 +47,7 @@ class Submission:
         "due_at",
         "due_ms",
         "error",
+        "expires_at",
         "expires_ms",
         "fields",
         "id",
@@ -72,6 +73,8 @@ class Submission:
         self.fields = fields
         self.tracked = tracked
         self.expires_ms = expires_ms
+        self.expires_at = 0.0
+        """Local monotonic time of a relative expiry; 0 = none."""
         self.due_at = due_at
         """Local monotonic time of a relative delay; 0 = none."""
         self.due_ms = due_ms
@@ -83,6 +86,11 @@ class Submission:
         """Has the server been asked to take it out of the schedule, and not answered yet?"""
         self.waiter: object = None
         """The shell's, while somebody waits for a change."""
+
+    def expires(self, server_ms: int) -> None:
+        """It expires when the server's clock shows ``server_ms``."""
+        self.expires_ms = max(1, server_ms)
+        self.fields[AT_EXPIRES] = b"%d" % self.expires_ms
 
     @property
     def scheduled(self) -> bool:

@@ -78,12 +78,13 @@ class Sweeper:
         return silent
 
     def _forget(self, queue: QueueState, client: bytes, score: bytes) -> Steps:
-        """Out of the set by comparison, then its receiver and marker: one that beats meanwhile stays."""
+        """Out of the set by comparison, then its receiver: one that beats meanwhile stays."""
         answer = yield [safeguards.forget_receiver(queue.keys.receivers, client, score)]
         if answer.replies[0] in (0, None) or isinstance(answer.replies[0], ServerError):
             return
         name = client.decode(errors="surrogateescape")
-        yield [("DEL", receiver_key(name)), ("DEL", queue.keys.producer(name))]
+        # Its marker goes by itself: should the client be alive, it would send again what has been accepted.
+        yield [("DEL", receiver_key(name))]
         self._machine.counts["collected"] += 1
         text = f"{queue.keys.queue}: removed what the dead client {client.decode(errors='replace')} left"
         self._machine.emit(EventKind.CLIENT_COLLECTED, text, client=client)

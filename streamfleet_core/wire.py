@@ -259,6 +259,15 @@ def unpack_fields(packed: bytes) -> list[bytes]:
     return fields
 
 
+def has_failed(packed: bytes) -> bool:
+    """Tell whether the task of packed fields is a retry. What cannot be read counts as one: it may have run."""
+    try:
+        fields = unpack_fields(packed)
+    except Undecodable:
+        return True
+    return dict(zip(fields[::2], fields[1::2], strict=False)).get(_F_RETRIES) != b"0"
+
+
 class NoticeType(Enum):
     """How a task ended, in the words of the base format."""
 

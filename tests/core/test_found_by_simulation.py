@@ -4,8 +4,10 @@ import pytest
 
 from streamfleet_core.config import WorkerConfig
 from streamfleet_core.events import EventKind
-from streamfleet_core.keys import GROUP, queue_keys
+from streamfleet_core.keys import GROUP, queue_keys, receiver_key
+from streamfleet_core.retry import RetryPolicy
 from streamfleet_core.state import Phase
+from streamfleet_core.submission import Status
 from streamfleet_core.wire import Task, encode_task, pack_fields
 from streamfleet_core.worker import WorkerMachine
 
@@ -90,3 +92,94 @@ def test_a_task_does_not_expire_by_the_workers_own_clock(world):
     worker.settle.frozen = False
     world.pump()
     assert (delivery or worker.take()).task.id == "a"
+
+
+@pytest.mark.parametrize("wrong_by_ms", [HOUR_MS, -HOUR_MS])
+def test_a_relative_expiry_is_by_the_servers_clock_even_for_the_first_task(world, wrong_by_ms):
+    """The client's own clock was taken, when it had not asked the server for the time yet."""
+    client = world.client(wall_ms=world.server_ms() + wrong_by_ms)
+    submission = client.enqueue(expires_in=3.0)
+    world.pump()
+    assert submission.status is Status.ACCEPTED
+    (entry,) = world.stream()
+    assert int(entry[b"expires_ts"]) == pytest.approx(world.server_ms() + 3000, abs=50)
+
+
+def test_what_was_accepted_long_ago_is_not_sent_again_when_the_marker_is_gone(world):
+    """A client that is idle for a day outlives its marker; its last tasks ran again."""
+    client = world.client(keep_seconds=30.0)
+    client.enqueue(b"old")
+    world.pump()
+    world.advance(60)
+    (marker,) = [key for key in world.call("KEYS", "*") if b":producer:" in key]
+    world.call("DEL", marker)
+    client.enqueue(b"new")
+    world.pump()
+    assert [entry[b"data"] for entry in world.stream()] == [b"old", b"new"]
+
+
+def receiver_of(client):
+    return receiver_key(client.machine.lanes[0].client_id)
+
+
+def test_a_receiver_that_somebody_deletes_comes_back_with_the_next_beat(world):
+    """All tasks tracked from then on were waited for in vain."""
+    client = world.client(heartbeat=2.0, block=1.0)
+    before = client.enqueue(tracked=True)
+    world.pump()
+    world.call("DEL", receiver_of(client))
+    world.advance(3.5)
+    assert before.status is Status.UNKNOWN
+    after = client.enqueue(tracked=True)
+    worker = world.worker()
+    worker.succeed(worker.take())
+    worker.succeed(worker.take())
+    world.advance(0.1)
+    assert after.status is Status.COMPLETED
+
+
+def test_a_lost_reply_does_not_hide_that_the_receiver_was_removed(world):
+    """The beat entered the client again; the reply that said so was lost, and the stream never came back."""
+    client = world.client(heartbeat=2.0, block=1.0)
+    waiting = client.enqueue(tracked=True)
+    world.pump()
+    world.call("DEL", KEYS.receivers)
+    world.call("DEL", receiver_of(client))
+    client.receive.hold_at("ZADD")
+    client.receive.execute()
+    client.receive.lose()
+    client.receive.release()
+    world.advance(3.0)
+    assert waiting.status is Status.UNKNOWN
+    assert world.call("EXISTS", receiver_of(client)) == 1
+
+
+def test_a_task_whose_retry_waits_in_the_schedule_is_not_cancelled(world):
+    """Cancelled means that it never ran."""
+    client, worker = world.client(), world.worker()
+    submission = client.enqueue(delay=1.0, retry=RetryPolicy(delay=5.0))
+    world.advance(1.5)
+    worker.fail(worker.take())
+    world.pump()
+    assert world.call("ZCARD", KEYS.schedule) == 1
+    client.machine.cancel(submission)
+    world.pump()
+    assert not submission.cancelling
+    assert submission.status is Status.ACCEPTED
+    assert world.call("ZCARD", KEYS.schedule) == 1
+    world.advance(6.0)
+    assert worker.take().task.retries == 1
+
+
+def test_a_task_that_is_moved_while_it_is_being_cancelled_takes_its_course(world):
+    client = world.client()
+    submission = client.enqueue(delay=1.0)
+    world.pump()
+    client.machine.cancel(submission)
+    client.publish.until("EXEC")
+    worker = world.worker()
+    world.advance(1.5)
+    client.publish.release()
+    assert not submission.cancelling
+    assert submission.status is Status.ACCEPTED
+    assert worker.take().task.id == submission.id

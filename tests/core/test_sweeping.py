@@ -40,21 +40,25 @@ def leave_client(world, name="{streamfleet:q}gone", score=None, queue="q"):
     world.call("ZADD", keys.receivers, world.server_ms() if score is None else score, name)
     world.call("XGROUP", "CREATE", receiver_key(name), "streamfleet-client", "0", "MKSTREAM")
     world.call("HSET", keys.producer(name), "e", 1)
+    world.call("PEXPIRE", keys.producer(name), 86_400_000)
     return name
 
 
 def exists(world, name, queue="q"):
     keys = queue_keys(queue)
-    return [world.call("EXISTS", key) for key in (keys.receivers, receiver_key(name), keys.producer(name))]
+    return [world.call("EXISTS", key) for key in (keys.receivers, receiver_key(name))]
 
 
 def test_what_a_dead_client_left_is_removed(world):
     name = leave_client(world)
     worker = sweeper(world)
     world.advance(TIMEOUT - 5)
-    assert exists(world, name) == [1, 1, 1]
+    assert exists(world, name) == [1, 1]
     world.advance(10)
-    assert exists(world, name) == [0, 0, 0]
+    assert exists(world, name) == [0, 0]
+    marker = queue_keys("q").producer(name)
+    assert world.call("EXISTS", marker) == 1, "without it a client that lives after all would send its tasks again"
+    assert world.call("PTTL", marker) > 0
     assert worker.machine.counts["collected"] == 1
     (event,) = worker.events(EventKind.CLIENT_COLLECTED)
     assert name in event.text
@@ -67,7 +71,7 @@ def test_a_client_that_beats_is_kept_whatever_its_clock_says(world, skew_ms):
     for _ in range(12):
         world.advance(120)
         world.call("ZADD", KEYS.receivers, world.server_ms() + skew_ms, name)
-    assert exists(world, name) == [1, 1, 1]
+    assert exists(world, name) == [1, 1]
 
 
 def test_a_client_that_beats_at_the_last_moment_is_kept(world):
@@ -79,7 +83,7 @@ def test_a_client_that_beats_at_the_last_moment_is_kept(world):
     world.call("ZADD", KEYS.receivers, world.server_ms(), name)
     worker.control.release()
     world.advance(60)
-    assert exists(world, name) == [1, 1, 1]
+    assert exists(world, name) == [1, 1]
     assert worker.machine.counts["collected"] == 0
 
 
@@ -91,8 +95,8 @@ def test_a_client_is_known_by_queue(world):
     world.advance(TIMEOUT / 2)
     world.call("ZADD", queue_keys("r").receivers, world.server_ms(), second)
     world.advance(TIMEOUT / 2 + 10)
-    assert exists(world, first) == [0, 0, 0]
-    assert exists(world, second, "r") == [1, 1, 1]
+    assert exists(world, first) == [0, 0]
+    assert exists(world, second, "r") == [1, 1]
 
 
 def test_a_name_of_any_bytes(world):
@@ -237,7 +241,7 @@ def test_errors_that_pass_delay_a_sweep_and_nothing_else(world, name):
     assert worker.machine.refusal is None
     end()
     world.advance(TIMEOUT + 90)
-    assert exists(world, gone) == [0, 0, 0]
+    assert exists(world, gone) == [0, 0]
     assert entry in world.pending()
 
 
