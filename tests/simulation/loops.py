@@ -112,6 +112,7 @@ class LinkLoop:
         self._exchange += 1
         self._blocked = action.blocking
         if self.process.partitioned:
+            self.disturbed()
             self.process.world.engine.after(action.timeout, self.timed_out, self._exchange)
             return
         self.wire.send(self._exchange, action.commands, action.timeout, blocking=action.blocking)

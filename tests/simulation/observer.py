@@ -79,6 +79,8 @@ class Wish:
     task: TaskPlan
     submission: Submission
     expires_ms: int
+    expires_at: float
+    """When it may not be started any more (virtual seconds); 0 is never."""
     resolved: Status | None = None
 
 
@@ -101,6 +103,8 @@ class Observer:
         """When each client has announced itself at its marker."""
         self.accepted_at: dict[str, float] = {}
         """When the server took each task from its client, last time."""
+        self.starts: dict[tuple[bytes, bytes], int] = {}
+        """How often a handler was started for an entry, as far as the server's count of deliveries goes back."""
         self.runs: list[Run] = []
         self.runs_of: dict[str, list[Run]] = {}
         self.wishes: dict[str, Wish] = {}
@@ -180,11 +184,16 @@ class Observer:
         self.records, self.entries, self.owners = {}, {}, {}
         self.unknown_to_owner = set()
 
+    def forgot_deliveries(self) -> None:
+        """The server's counts of deliveries begin anew: somebody has removed a group or a consumer."""
+        self.starts.clear()
+
     # ---- what users and handlers do -----------------------------------------------------------------
 
     def enqueued(self, client: ClientProcess, submission: Submission, task: TaskPlan) -> None:
         """A client has taken a task."""
-        self.wishes[submission.id] = Wish(client, task, submission, submission.expires_ms)
+        expires_at = 0.0 if task.expires_in is None else self.world.engine.now + task.expires_in
+        self.wishes[submission.id] = Wish(client, task, submission, submission.expires_ms, expires_at)
         self.world.trace.note(client.name, f"enqueues {self.label(submission.id)}")
 
     def resolved(self, client: ClientProcess, submission: Submission) -> None:
@@ -196,8 +205,16 @@ class Observer:
         expected = {Status.COMPLETED: "completed", Status.FAILED: "dead"}.get(status)
         if expected is not None and expected not in kinds:
             self._violated("untrue", submission.id, f"{client.name} was told {status.name}, but it is {kinds}")
+        if status is Status.EXPIRED:
+            self._expired(submission.id, wish)
         if status is Status.CANCELLED and self.runs_of.get(submission.id) and not self.world.lossy:
             self._violated("I5", submission.id, "reported as cancelled, but it had run")
+
+    def _expired(self, task_id: str, wish: Wish) -> None:
+        """Not before its time; clocks that somebody has set are no measure."""
+        early = wish.expires_at - self.world.engine.now
+        if early > 0.3 + 10 * self.world.plan.network.latency and not self.world.clock_set:
+            self._violated("expiry", task_id, f"has expired {early:.3f} s too early")
 
     def run_started(self, worker: WorkerProcess, delivery: Delivery) -> int:
         """A handler starts."""
@@ -211,7 +228,12 @@ class Observer:
         wish = self.wishes.get(run.task_id)
         if wish is not None and wish.resolved is Status.CANCELLED and not self.world.lossy:
             self._violated("I5", run.task_id, "runs though it was reported as cancelled")
-        here = sum(one.entry_id == run.entry_id for one in runs)
+        if wish is not None and wish.expires_at and not self.world.clock_set:
+            late = run.at - wish.expires_at
+            if late > 0.3 + 10 * self.world.plan.network.latency:
+                self._violated("expiry", run.task_id, f"is started {late:.3f} s after its expiry")
+        place = (delivery.queue.keys.stream, run.entry_id)
+        here = self.starts[place] = self.starts.get(place, 0) + 1
         if here > self.world.max_deliveries and not self.world.lossy:
             self._violated("I11", run.task_id, f"entry {run.entry_id!r} runs for the {here}th time")
         return len(self.runs) - 1
@@ -451,6 +473,9 @@ class Observer:
         self.world.trace.note(self.who, f"{record.label} has ended: {kind}")
         if len(record.ended) > 1:
             self._violated("I2", record.task_id, f"ended {len(record.ended)} times: {record.ended}")
+        wish = self.wishes.get(record.task_id)
+        if kind == "expired" and wish is not None:
+            self._expired(record.task_id, wish)
         if kind == "completed":
             runs = self.runs_of.get(record.task_id, ())
             if not any(run.act in (Act.OK, Act.HANG) for run in runs):

@@ -198,7 +198,7 @@ PROFILES: dict[str, Profile] = {
         weight=2,
     ),
     "schedule": Profile(_calm, {K.CUT_WORKER: 1.0, K.CRASH_WORKER: 0.5}, delayed=0.9, weight=1),
-    "collectors": Profile(_far, {K.SUSPEND_CLIENT: 2.0}, tasks=(4, 10), tracked=1.0, horizon=(30.0, 45.0)),
+    "collectors": Profile(_far, {K.SUSPEND_CLIENT: 2.0}, tasks=(4, 10), tracked=0.6, horizon=(30.0, 45.0)),
     "chaos": Profile(
         _lossy,
         {

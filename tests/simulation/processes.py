@@ -166,7 +166,7 @@ class WorkerProcess(Process):
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
         plan = world.plan
-        timeouts = {queue: 0.0 for queue in world.queues}
+        timeouts = dict.fromkeys(world.queues, 0.0)
         timeouts[world.queues[-1]] = plan.timeout
         config = WorkerConfig(
             concurrency=plan.concurrency,
@@ -295,6 +295,7 @@ class ClientProcess(Process):
             entropy=self.random.randbytes,
             random=self.random.random,
         )
+        self.machine.resolve = self._resolve  # type: ignore[method-assign]
         self.handles: dict[str, Submission] = {}
         self.resolved: dict[str, Status] = {}
         self.closing = False
@@ -311,11 +312,11 @@ class ClientProcess(Process):
         data = b"%d" % task.number
         queue = self.world.queues[task.queue]
         submission = self.machine.enqueue(queue, data, self.now, options, tracked=task.tracked)
-        submission.waiter = self
         self.handles[submission.id] = submission
         self.world.observer.enqueued(self, submission, task)
         if submission.status.terminal:
-            self.machine.changed.append(submission)
+            self.resolved[submission.id] = submission.status
+            self.world.observer.resolved(self, submission)
         if task.cancel_after is not None:
             self.world.engine.after(task.cancel_after, self._cancel, submission)
         self.after_step()
@@ -367,25 +368,21 @@ class ClientProcess(Process):
                 machine.new_links.remove(link)
                 loop = self._loops[link] = LinkLoop(self, link)
                 loop.start()
-        while machine.changed:
-            self._changed(machine.changed.pop())
+        machine.changed.clear()
         if machine.refusal is not None:
             self.world.violated("refused", f"{self.name}: {machine.refusal}")
         if self.closing:
             self.interrupt_finished()
 
-    def _changed(self, submission: Submission) -> None:
-        status = submission.status
-        if not status.terminal:
-            return
-        label = self.world.observer.label(submission.id)
-        if submission.id in self.resolved:
-            before = self.resolved[submission.id]
-            if submission.cancelling or before is status is Status.CANCELLED:
-                return
-            text = f"{self.name}: {label} resolved as {before.name}, then again as {status.name}"
-            self.world.violated("resolved twice", text)
-            return
+    def _resolve(self, submission: Submission, status: Status) -> None:
+        """Stands where the machine tells a user of an end: once for each task (I7)."""
+        ClientMachine.resolve(self.machine, submission, status)
+        if submission.id not in self.handles:
+            return  # it has expired before it was handed out
+        before = self.resolved.get(submission.id)
+        if before is not None:
+            text = f"{self.name}: {self.world.observer.label(submission.id)} is {before.name}, then {status.name}"
+            self.world.violated("I7", text)
         self.resolved[submission.id] = status
         self.world.observer.resolved(self, submission)
 

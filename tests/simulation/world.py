@@ -67,6 +67,7 @@ class World:
         self.server = Server(self.engine, plan.network)
         self.observer = Observer(self)
         self.calmed = False
+        self.ending = False
         self.generation = 0
         self.lossy = False
         """Has the server lost data that it had confirmed?"""
@@ -77,6 +78,8 @@ class World:
         self.outage_began: float | None = None
         self.outage_ended: float | None = None
         self.jumped_back = 0.0
+        self.clock_set = False
+        """Has somebody set the server's clock?"""
         self.gave_up_closing: set[str] = set()
         self.workers: list[WorkerProcess] = []
         self.workers_by_name: dict[str, WorkerProcess] = {}
@@ -96,7 +99,9 @@ class World:
         return f"{slot}.{self._starts[slot]}"
 
     def start_worker(self, slot: int) -> None:
-        """Start a worker in a slot, unless one is at work there."""
+        """Start a worker in a slot, unless one is at work there, or the world comes to its end."""
+        if self.ending:
+            return
         if slot < len(self.workers):
             present = self.workers[slot]
             if present.alive and not present.machine.stopping:
@@ -204,6 +209,9 @@ class World:
         for client in self.clients:
             client.close(10.0)
         self._wait("I12", plan.client_timeout * 1.5 + 6 * self.sweep_interval + self.jumped_back, self._unclean)
+        if self.lossy:  # a client that was idle has noticed the loss only now, and has sent tasks again
+            self._wait("I15", bound(self), lambda: undrained(self))
+        self.ending = True
         for worker in self.workers_by_name.values():
             if worker.alive:
                 worker.stop(plan.lease)
