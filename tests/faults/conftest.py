@@ -238,6 +238,12 @@ def stage(new_stage: Callable[..., Stage]) -> Stage:
 
 
 @pytest.fixture
-def world() -> Any:
-    """The core's world on a virtual clock (see tests/core/conftest.py)."""
-    return _load("faults_core_world", TESTS / "core" / "conftest.py").World()
+def new_world() -> Any:
+    """Makes worlds for the core on a virtual clock (see tests/core/conftest.py)."""
+    return _load("faults_core_world", TESTS / "core" / "conftest.py").World
+
+
+@pytest.fixture
+def world(new_world: Any) -> Any:
+    """One such world."""
+    return new_world()
