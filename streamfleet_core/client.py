@@ -13,7 +13,7 @@ once a task has been tracked.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
@@ -325,6 +325,14 @@ class ClientMachine:
             submission.status = _ACCEPTED
             if submission.waiter is not None:
                 self.changed.append(submission)
+
+    def given_up(self, queues: Collection[str], applied: int, sent_again: Collection[Submission]) -> None:
+        """The server has lost what it accepted after batch ``applied``; what is not kept cannot be sent again."""
+        for submission in list(self.tracked.values()):
+            lost = submission.batch > applied and submission.status is Status.ACCEPTED
+            if lost and submission.keys.queue in queues and submission not in sent_again:
+                submission.error = "the server has lost it, and it was accepted too long ago to be sent again"
+                self.resolve(submission, Status.UNKNOWN)
 
     def refused(self, submission: Submission, why: str) -> None:
         """The server refused this one task."""

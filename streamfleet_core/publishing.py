@@ -15,13 +15,13 @@ a restart without its data), and they are sent again.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from streamfleet_core import outcomes, safeguards
 from streamfleet_core.connection import Command, Reply, ServerError, ServerIdentity
 from streamfleet_core.events import EventKind
+from streamfleet_core.keeping import Batch, Kept
 from streamfleet_core.keys import RECEIVER_GROUP, QueueKeys, receiver_key
 from streamfleet_core.link import FOREVER, Exchange, Link
 from streamfleet_core.receiving import Receiver
@@ -46,18 +46,10 @@ class Stage(Enum):
     GREET = "announce ourselves at the marker and read it"
     REGISTER = "create the receiver"
     PUBLISH = "a batch"
+    CHECK = "ask the marker whether the server still knows what it has accepted"
     LOOK = "has a task that is to be cancelled run before?"
     CANCEL = "take a task out of the schedule"
     CLEAN = "remove what is ours"
-
-
-@dataclass(slots=True)
-class Batch:
-    """Tasks that are accepted together or not at all."""
-
-    number: int
-    submissions: list[Submission]
-    accepted_at: float = 0.0
 
 
 class Publisher:
@@ -72,8 +64,8 @@ class Publisher:
         "_client_id",
         "_commands",
         "_kept",
-        "_kept_tasks",
         "_last",
+        "_leaving",
         "_looked",
         "_machine",
         "_marker",
@@ -111,9 +103,8 @@ class Publisher:
         """The batch in flight, or whose outcome is unknown."""
         self._resend: deque[Batch] = deque()
         """Batches to be sent again, before anything new."""
-        self._kept: deque[Batch] = deque()
+        self._kept = Kept(machine.config)
         """Accepted batches, oldest first."""
-        self._kept_tasks = 0
         self._last = 0
         """The largest batch number used."""
         self._accepted = 0
@@ -124,6 +115,8 @@ class Publisher:
         self._stage = Stage.GREET
         self._cancels: deque[Submission] = deque()
         self._cancel_unknown = False
+        self._leaving = False
+        """Was the marker told to go? Should the reply be lost: its absence is no loss."""
         self._looked = False
         """Was the first task that is to be cancelled looked at, under a WATCH that stands, and has not run?"""
         self._commands: list[Command] = []
@@ -170,7 +163,7 @@ class Publisher:
 
     def deadline(self) -> float:
         """See `link.Duty.deadline`."""
-        return FOREVER
+        return self._kept.check_at if self._kept else FOREVER
 
     def begin(self, identity: ServerIdentity, now: float) -> None:
         """See `link.Duty.begin`."""
@@ -179,6 +172,8 @@ class Publisher:
     def pull(self, now: float) -> Exchange | None:
         """Greet, register, publish, cancel, or say goodbye: whatever comes next."""
         self._sent_at = now
+        if self._leaving:
+            return self._clean()
         if not self._ready:
             return self._greet(now)
         batch = self._next_batch(now)
@@ -190,7 +185,7 @@ class Publisher:
             return self._cancel(self._cancels[0]) if self._looked else self._look(self._cancels[0])
         if self._machine.closing and (self.receiver_gone or not self._receiver.has_stream):
             return self._clean()
-        return None
+        return self._check(now)
 
     def replies(self, replies: list[Reply], now: float) -> None:
         """Take the answer in, by stage."""
@@ -201,6 +196,8 @@ class Publisher:
             self._greeted(replies, now)
         elif stage is Stage.REGISTER:
             self._registered(replies, now)
+        elif stage is Stage.CHECK:
+            self._checked(replies[0], now)
         elif stage is Stage.LOOK:
             self._seen(replies, now)
         elif stage is Stage.CANCEL:
@@ -255,14 +252,7 @@ class Publisher:
 
     def _regressed(self, applied: int, now: float) -> None:
         """The server has forgotten batches that it had accepted: send those again that are still kept."""
-        self._drop_old(now)
-        missing = [batch for batch in self._kept if batch.number > applied]
-        self._kept = deque(batch for batch in self._kept if batch.number <= applied)
-        self._kept_tasks = sum(len(batch.submissions) for batch in self._kept)
-        for batch in missing:
-            # Unknown: the receive link was the first to see the loss. What was given up may never have run.
-            submissions = batch.submissions
-            batch.submissions = [s for s in submissions if not s.status.terminal or s.status is Status.UNKNOWN]
+        missing = self._kept.take_lost(applied, now)
         tasks = sum(len(batch.submissions) for batch in missing)
         gap = self._accepted - applied - len(missing)
         self._machine.counts["resent"] += tasks
@@ -277,6 +267,25 @@ class Publisher:
             self._machine.pending += len(batch.submissions)
         self._resend.extendleft(reversed(missing))
         self._receiver.forget()
+        self._machine.given_up(self._queues, applied, {s for batch in missing for s in batch.submissions})
+
+    def _check(self, now: float) -> Exchange | None:
+        """A client that has nothing to send would never notice that the server has lost its last tasks."""
+        if now < self._kept.check_at:
+            return None
+        self._kept.checked(now)
+        self._kept.drop_old(now)
+        if not self._kept:
+            return None
+        self._stage = Stage.CHECK
+        self._commands = [("HGET", self._marker, "s")]
+        return Exchange(self._commands)
+
+    def _checked(self, reply: Reply, now: float) -> None:
+        if isinstance(reply, ServerError):
+            self._trouble(reply, self._commands[0], now)
+        elif safeguards.applied_batch(reply) < self._accepted:
+            self._ready = False
 
     # ---- publishing ---------------------------------------------------------------------------------
 
@@ -371,13 +380,14 @@ class Publisher:
         for submission in batch.submissions:
             why = refused.get(submission.id)
             if why is None:
+                submission.batch = batch.number
                 machine.accepted(submission)
             else:
                 machine.refused(submission, why)
         machine.counts["accepted"] += len(batch.submissions) - len(refused)
         if refused:
             batch.submissions = [s for s in batch.submissions if s.id not in refused]
-        self._keep(batch, now)
+        self._kept.add(batch, now)
 
     def _refused_in(self, batch: Batch, results: list[Reply]) -> dict[str, str]:
         if not any(isinstance(result, ServerError) for result in results):
@@ -390,19 +400,6 @@ class Publisher:
                     command = self._commands[position + offset + 1]
                     refused[submission.id] = str(self.link.explain(error, command))
         return refused
-
-    def _keep(self, batch: Batch, now: float) -> None:
-        batch.accepted_at = now
-        self._kept.append(batch)
-        self._kept_tasks += len(batch.submissions)
-        self._drop_old(now)
-
-    def _drop_old(self, now: float) -> None:
-        """Keep no more, and no longer, than we are to: what is older has most likely run."""
-        config = self._machine.config
-        oldest = now - config.keep_seconds
-        while self._kept and (self._kept_tasks > config.keep_tasks or self._kept[0].accepted_at < oldest):
-            self._kept_tasks -= len(self._kept.popleft().submissions)
 
     # ---- receiver, schedule, end --------------------------------------------------------------------
 
@@ -473,19 +470,13 @@ class Publisher:
         elif unknown and not submission.status.terminal:
             submission.error = "the connection broke while it was being cancelled; it has run, or never will"
             self._machine.resolve(submission, Status.UNKNOWN)
-            self._let_go(submission)
+            self._kept.let_go(submission)
         elif submission.waiter is not None:
             self._machine.changed.append(submission)
 
-    def _let_go(self, submission: Submission) -> None:
-        """It is not to be sent again, even if the server loses it."""
-        for batch in self._kept:
-            if submission in batch.submissions:
-                batch.submissions.remove(submission)
-                self._kept_tasks -= 1
-
     def _clean(self) -> Exchange:
         self._stage = Stage.CLEAN
+        self._leaving = True
         receiver = receiver_key(self._client_id)
         commands: list[Command] = [("DEL", self._marker)]
         if self._receiver.active:  # it may exist although the answer to its creation was lost

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PAGE = 500
 """Notices per read."""
+LOOK_EVERY = 2
+"""Every so many beats, and first of all after a reconnect: is our receiver still there?"""
 READ_MARGIN = 5.0
 """Seconds beyond BLOCK after which a silent server counts as lost."""
 
@@ -38,6 +40,7 @@ class Receiver:
     """See the module's text."""
 
     __slots__ = (
+        "_beats",
         "_client_id",
         "_commands",
         "_cursor",
@@ -63,6 +66,7 @@ class Receiver:
         self._cursor = b"0"
         self._handled: list[bytes] = []
         self._next_beat = 0.0
+        self._beats = 0
         self._repair = False
         """Create the stream again with the next beat."""
         self._commands: list[Command] = []
@@ -111,6 +115,7 @@ class Receiver:
         self._cursor = b"0"
         self._handled.clear()
         self._next_beat = now
+        self._beats = 0
 
     def pull(self, now: float) -> Exchange | None:
         """Delete what was handled, beat when it is time, read on: in one write."""
@@ -131,7 +136,9 @@ class Receiver:
             if self._repair:
                 self._repair = False
                 commands.append(("XGROUP", "CREATE", receiver, RECEIVER_GROUP, b"0", "MKSTREAM"))
-            commands.append(("EXISTS", receiver))
+            if self._beats % LOOK_EVERY == 0:
+                commands.append(("EXISTS", receiver))
+            self._beats += 1
         block = max(0.001, min(config.block, self._next_beat - now))
         read: Command = (
             "XREAD",
@@ -196,6 +203,7 @@ class Receiver:
         machine = self._machine
         self._repair = True
         self._next_beat = now
+        self._beats = 0
         under_way = (Status.SENT, Status.ACCEPTED)
         lost = [s for s in machine.tracked.values() if s.status in under_way and s.keys.queue in self._known]
         machine.counts["collected"] += 1

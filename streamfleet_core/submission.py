@@ -43,6 +43,7 @@ class Submission:
 
     __slots__ = (
         "__weakref__",
+        "batch",
         "cancelling",
         "due_at",
         "due_ms",
@@ -79,6 +80,8 @@ class Submission:
         """Local monotonic time of a relative delay; 0 = none."""
         self.due_ms = due_ms
         """Unix ms of an absolute due time; 0 = none."""
+        self.batch = 0
+        """The number of the batch in which the server has accepted it."""
         self.status = _BUFFERED
         self.error = ""
         self.result: bytes | None = None

@@ -97,10 +97,14 @@ def test_an_idle_client_sends_at_most_4_commands_in_10_seconds(world):
         assert commands_sent(client) - before <= 4
 
 
-def test_an_untracked_client_sends_nothing_when_it_has_nothing_to_send(world):
-    client = world.client()
+def test_an_untracked_client_sends_nothing_once_it_keeps_nothing(world):
+    """While it keeps accepted tasks it asks now and then whether the server still knows them."""
+    client = world.client(keep_seconds=30.0)
     client.enqueue()
     world.pump()
+    sent = commands_sent(client)
+    world.advance(40)
+    assert sent < commands_sent(client) <= sent + 3
     before = commands_sent(client)
     world.advance(100)
     assert commands_sent(client) == before

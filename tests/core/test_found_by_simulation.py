@@ -122,13 +122,13 @@ def receiver_of(client):
     return receiver_key(client.machine.lanes[0].client_id)
 
 
-def test_a_receiver_that_somebody_deletes_comes_back_with_the_next_beat(world):
+def test_a_receiver_that_somebody_deletes_comes_back_within_two_beats(world):
     """All tasks tracked from then on were waited for in vain."""
     client = world.client(heartbeat=2.0, block=1.0)
     before = client.enqueue(tracked=True)
     world.pump()
     world.call("DEL", receiver_of(client))
-    world.advance(3.5)
+    world.advance(6.0)
     assert before.status is Status.UNKNOWN
     after = client.enqueue(tracked=True)
     worker = world.worker()
@@ -183,3 +183,48 @@ def test_a_task_that_is_moved_while_it_is_being_cancelled_takes_its_course(world
     assert not submission.cancelling
     assert submission.status is Status.ACCEPTED
     assert worker.take().task.id == submission.id
+
+
+def test_a_client_with_nothing_to_send_notices_that_its_last_tasks_are_lost(world):
+    """It slept on its dead connection, and the tail that a failover had lost stayed lost."""
+    client = world.client(keep_seconds=30.0)
+    snapshot = world.server.snapshot()
+    client.enqueue(b"x")
+    world.pump()
+    assert len(world.stream()) == 1
+    world.server.restore(snapshot)
+    world.admin = world.server.session()
+    world.advance(15.0)
+    assert [entry[b"data"] for entry in world.stream()] == [b"x"]
+    assert client.machine.counts["resent"] == 1
+
+
+def test_nobody_waits_for_a_lost_task_that_is_not_kept(world):
+    """Its handle had no end."""
+    client = world.client(keep_seconds=5.0)
+    waiting = client.enqueue(tracked=True)
+    world.pump()
+    world.advance(60)
+    world.server.reset()
+    world.admin = world.server.session()
+    kept = client.enqueue(tracked=True)
+    world.advance(20)
+    assert waiting.status is Status.UNKNOWN
+    assert kept.status in (Status.ACCEPTED, Status.UNKNOWN)
+    assert len(world.stream()) == 1
+
+
+def test_a_client_that_leaves_does_not_take_its_own_cleaning_for_a_loss(world):
+    """The reply to it was lost; the marker was gone, and the last tasks were sent again."""
+    client = world.client()
+    client.enqueue(b"x")
+    world.pump()
+    client.close()
+    client.publish.until("DEL")
+    client.publish.execute()
+    client.publish.lose()
+    client.publish.release()
+    world.advance(2.0)
+    assert client.ended
+    assert len(world.stream()) == 1
+    assert not client.events(EventKind.MARKER_REGRESSED)

@@ -141,7 +141,11 @@ class LinkLoop:
     def failed(self, exchange: int, unknown: bool, why: str) -> None:
         """See `network.Owner`."""
         process = self.process
-        if exchange != self._exchange or self.wire is None or not process.awake(self.failed, exchange, unknown, why):
+        if (
+            exchange != self._exchange
+            or self.wire is None
+            or not process.awake(self.failed, exchange, unknown, why)
+        ):
             return
         self._exchange += 1
         self._hang_up()

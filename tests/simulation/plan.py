@@ -187,7 +187,9 @@ PROFILES: dict[str, Profile] = {
     "losses": Profile(_calm, {K.FAILOVER: 0.8, K.WIPE: 0.5, K.DOWN: 0.3, K.CRASH_WORKER: 0.5}, weight=2),
     "clocks": Profile(_calm, {K.JUMP: 1.0, K.CRASH_WORKER: 0.5, K.SUSPEND_WORKER: 0.5}),
     "administrators": Profile(
-        _calm, {K.DELETE_CONSUMER: 1.5, K.DESTROY_GROUP: 0.8, K.DELETE_RECEIVER: 0.3, K.CRASH_WORKER: 0.5}, weight=2
+        _calm,
+        {K.DELETE_CONSUMER: 1.5, K.DESTROY_GROUP: 0.8, K.DELETE_RECEIVER: 0.3, K.CRASH_WORKER: 0.5},
+        weight=2,
     ),
     "clients": Profile(
         _lossy,

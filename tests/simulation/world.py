@@ -1,9 +1,9 @@
 """A world: built from its plan, run through its phases, judged at the end.
 
-    1. work     tasks come, faults come
-    2. drain    faults have stopped: everything must drain within a bound computed from the plan (I1, I7, I9, I15)
-    3. close    clients close; what dead ones have left is collected (I12)
-    4. stop     workers stop; only declared keys are left (I12, I13)
+1. work     tasks come, faults come
+2. drain    faults have stopped: everything must drain within a bound computed from the plan (I1, I7, I9, I15)
+3. close    clients close; what dead ones have left is collected (I12)
+4. stop     workers stop; only declared keys are left (I12, I13)
 """
 
 from __future__ import annotations
