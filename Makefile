@@ -51,6 +51,7 @@ bench: $(STAMP)
 # Pages that are made from the code. A test fails while one of them is out of date.
 docs: $(STAMP)
 	$(BIN)/python docs/make_state.py docs/reference/state.md
+	$(BIN)/python docs/make_faults.py docs/explanation/faults.md
 
 clean:
 	rm -rf $(VENV) dist build

@@ -6,6 +6,8 @@ otherwise strand in the PEL of a healthy worker. Then new entries, as many as th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from streamfleet_core import safeguards
@@ -13,7 +15,7 @@ from streamfleet_core.connection import Command, Reply, ServerError, ServerIdent
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import GROUP
 from streamfleet_core.link import FOREVER, Exchange, Link
-from streamfleet_core.replies import ErrorKind, classify, parse_read
+from streamfleet_core.replies import ErrorKind, classify, parse_pending, parse_read
 from streamfleet_core.safeguards import Fence
 from streamfleet_core.state import QueueState
 
@@ -28,10 +30,47 @@ READ_MARGIN = 5.0
 """Seconds beyond BLOCK after which a silent server counts as lost."""
 
 
+class Part(Enum):
+    """What of the history is asked for."""
+
+    PAGE = "the entries of a page"
+    IDS = "the ids of a page"
+    MISSING = "single entries"
+
+
+@dataclass(slots=True)
+class Question:
+    """A part of a queue's history, asked for from ``cursor`` on."""
+
+    queue: QueueState
+    cursor: bytes
+    commands: list[Command]
+    part: Part
+
+
+def id_before(entry_id: bytes) -> bytes:
+    """The largest entry id below this one."""
+    milliseconds, _, sequence = entry_id.partition(b"-")
+    if int(sequence):
+        return b"%b-%d" % (milliseconds, int(sequence) - 1)
+    return b"%d-%d" % (int(milliseconds) - 1, 2**64 - 1)
+
+
 class Reader:
     """See the module's text."""
 
-    __slots__ = ("_asked", "_cursors", "_fences", "_heal", "_machine", "_queues", "_sent_at", "link")
+    __slots__ = (
+        "_asked",
+        "_cursors",
+        "_fences",
+        "_heal",
+        "_machine",
+        "_missing",
+        "_queues",
+        "_sent_at",
+        "_with_known",
+        "link",
+    )
 
     link: Link
 
@@ -41,8 +80,12 @@ class Reader:
         self._cursors: dict[str, bytes] = {}
         """Queues whose history is being read, with the last id seen."""
         self._heal = False
-        self._asked: list[QueueState] = []
-        """The queues of the history read in flight; empty for a read of new entries."""
+        self._asked: list[Question] = []
+        """What the read in flight asks of histories; empty for a read of new entries."""
+        self._missing: dict[str, list[bytes]] = {}
+        """Entries of the history that we do not know of, and have yet to read."""
+        self._with_known: dict[str, bool] = {}
+        """Queues of which we had entries when we began to read the history."""
         self._fences: dict[str, Fence] = {}
         self._sent_at = 0.0
 
@@ -62,6 +105,7 @@ class Reader:
         cursor = safeguards.first_history_cursor()
         if cursor is not None:
             self._cursors = {queue.keys.queue: cursor for queue in self._queues}
+            self._missing.clear()
 
     # ---- duty ---------------------------------------------------------------------------------------
 
@@ -87,11 +131,9 @@ class Reader:
         self._fences = {queue.keys.queue: queue.fence for queue in self._queues}
         if self._heal:
             return Exchange(self._healing())
-        self._asked = [queue for queue in self._queues if queue.keys.queue in self._cursors]
+        self._asked = [self._question(queue) for queue in self._queues if queue.keys.queue in self._cursors]
         if self._asked:
-            for queue in self._asked:
-                queue.ended_meanwhile = set()
-            return Exchange([self._history(queue) for queue in self._asked])
+            return Exchange([command for question in self._asked for command in question.commands])
         room = self.room()
         if room <= 0:
             return None
@@ -117,8 +159,9 @@ class Reader:
         if self._heal:
             self._healed(replies)
         elif self._asked:
-            for queue, reply in zip(self._asked, replies, strict=True):
-                self._history_reply(queue, reply, now)
+            answers = iter(replies)
+            for question in self._asked:
+                self._history_reply(question, [next(answers) for _ in question.commands], now)
         else:
             self._new_entries(replies[0], now)
 
@@ -129,24 +172,51 @@ class Reader:
 
     # ---- parts --------------------------------------------------------------------------------------
 
-    def _history(self, queue: QueueState) -> Command:
-        cursor = self._cursors[queue.keys.queue]
-        head: Command = ("XREADGROUP", "GROUP", GROUP, self._machine.consumer, "COUNT", HISTORY_PAGE)
-        return (*head, "STREAMS", queue.keys.stream, cursor)
+    def _question(self, queue: QueueState) -> Question:
+        """The next part of a queue's history.
 
-    def _history_reply(self, queue: QueueState, reply: Reply, now: float) -> None:
-        ended, queue.ended_meanwhile = queue.ended_meanwhile or (), None
-        if isinstance(reply, ServerError):
-            self._trouble(reply, [queue], now)
-            return
+        Reading it counts as a delivery of each entry: with a bad connection, a long task would soon have been
+        delivered too often. So while we have entries, those that we do not know of are looked for first.
+        """
+        name, stream = queue.keys.queue, queue.keys.stream
+        cursor = self._cursors[name]
+        queue.ended_meanwhile = set()
+        head: Command = ("XREADGROUP", "GROUP", GROUP, self._machine.consumer, "COUNT")
+        missing = self._missing.pop(name, None)
+        if missing:
+            reads: list[Command] = [(*head, 1, "STREAMS", stream, id_before(entry_id)) for entry_id in missing]
+            return Question(queue, cursor, reads, Part.MISSING)
+        if cursor == b"0":
+            self._with_known[name] = bool(queue.in_flight)
+        if self._with_known[name]:
+            start = b"-" if cursor == b"0" else b"(" + cursor
+            look: Command = ("XPENDING", stream, GROUP, start, "+", HISTORY_PAGE, self._machine.consumer)
+            return Question(queue, cursor, [look], Part.IDS)
+        return Question(queue, cursor, [(*head, HISTORY_PAGE, "STREAMS", stream, cursor)], Part.PAGE)
+
+    def _history_reply(self, question: Question, replies: list[Reply], now: float) -> None:
+        queue = question.queue
+        ended, queue.ended_meanwhile = queue.ended_meanwhile or set(), None
+        for reply in replies:
+            if isinstance(reply, ServerError):
+                self._trouble(reply, [queue], now)
+                return
         name = queue.keys.queue
-        entries = parse_read(reply).get(queue.keys.stream, [])
-        if not entries:
-            self._cursors.pop(name, None)
-            return
-        self._cursors[name] = entries[-1][0]
-        alive = [entry for entry in entries if entry[0] not in ended]
-        self._machine.received(queue, alive, self._fences[name], self._sent_at)
+        if question.part is Part.IDS:
+            ids = [row.entry_id for row in parse_pending(replies[0])]
+            known = queue.in_flight.keys() | queue.claiming | ended
+            self._missing[name] = [entry_id for entry_id in ids if entry_id not in known]
+        else:
+            entries = [e for reply in replies for e in parse_read(reply).get(queue.keys.stream, [])]
+            ids = [entry_id for entry_id, _ in entries]
+            alive = [entry for entry in entries if entry[0] not in ended]
+            self._machine.received(queue, alive, self._fences[name], self._sent_at)
+        if question.part is Part.MISSING or self._cursors.get(name) != question.cursor:
+            return  # in the latter case somebody wants it all read again
+        if ids:
+            self._cursors[name] = ids[-1]
+        else:
+            del self._cursors[name]
 
     def _new_entries(self, reply: Reply, now: float) -> None:
         if isinstance(reply, ServerError):

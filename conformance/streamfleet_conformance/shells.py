@@ -172,7 +172,11 @@ class SyncShell:
         """Nothing to end."""
 
 
-SHELLS = {"sync": "streamfleet_conformance.shells:SyncShell"}
+SHELLS = {
+    "sync": "streamfleet_conformance.shells:SyncShell",
+    "asyncio": "streamfleet_conformance.portals:AsyncioShell",
+    "trio": "streamfleet_conformance.portals:TrioShell",
+}
 
 
 def shell_for(name: str) -> Shell:

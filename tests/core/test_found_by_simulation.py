@@ -228,3 +228,36 @@ def test_a_client_that_leaves_does_not_take_its_own_cleaning_for_a_loss(world):
     assert client.ended
     assert len(world.stream()) == 1
     assert not client.events(EventKind.MARKER_REGRESSED)
+
+
+def test_reconnecting_does_not_count_as_delivering(world):
+    """With a bad connection a long task was soon dead-lettered for its deliveries, after one run."""
+    worker = world.worker(concurrency=2)
+    world.enqueue("a")
+    world.pump()
+    worker.take()
+    for _ in range(6):
+        worker.read.lose()
+        world.advance(2.0)
+    world.enqueue("b")
+    world.pump()
+    counts = {row[0]: row[3] for row in world.call("XPENDING", KEYS.stream, GROUP, "-", "+", 10)}
+    assert list(counts.values()) == [1, 1]
+
+
+def test_an_entry_whose_reply_was_lost_is_found_among_those_that_are_known(world):
+    worker = world.worker(concurrency=5)
+    for name in "ab":
+        world.enqueue(name)
+    world.pump()
+    assert [worker.take().task.id, worker.take().task.id] == ["a", "b"]
+    worker.read.until("XREADGROUP")
+    for name in "cd":
+        world.enqueue(name)
+    worker.read.execute()
+    worker.read.lose()
+    worker.read.release()
+    world.advance(1.0)
+    assert [worker.take().task.id, worker.take().task.id] in (["c", "d"], ["d", "c"])
+    counts = [row[3] for row in world.call("XPENDING", KEYS.stream, GROUP, "-", "+", 10)]
+    assert counts == [1, 1, 2, 2] or counts == [1, 1, 2, 1]

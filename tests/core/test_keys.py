@@ -34,9 +34,9 @@ ODD_NAMES = [
 ]
 
 # Braces and colons are what can go wrong, so most names hold some.
-names = (
-    st.text(st.sampled_from("{}:a1é"), min_size=1, max_size=12) | st.text(min_size=1, max_size=40)
-).filter(lambda name: _is_legal(name))
+names = (st.text(st.sampled_from("{}:a1é"), min_size=1, max_size=12) | st.text(min_size=1, max_size=40)).filter(
+    lambda name: _is_legal(name)
+)
 
 
 def _is_legal(name):
@@ -163,9 +163,7 @@ def test_a_client_receives_in_the_slot_of_its_queue(name):
     assert key_slot(keys.producer(client_id)) == key_slot(keys.stream)
 
 
-@given(
-    names, st.sampled_from(["", ":fence", ":dead", ":producer:x", ":producer:x:fence", "}", "}:fence"]), names
-)
+@given(names, st.sampled_from(["", ":fence", ":dead", ":producer:x", ":producer:x:fence", "}", "}:fence"]), names)
 def test_two_queues_never_share_a_key(first, suffix, second):
     longer = first + suffix
     assume(_is_legal(longer))

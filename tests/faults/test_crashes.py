@@ -8,9 +8,10 @@ from streamfleet_core.submission import Status
 
 KEYS = queue_keys("q")
 LEASE = 10.0
+AGAIN = {"retry": RetryPolicy(max_retries=1, delay=0)}
 OUTCOMES = {
     "completed": (lambda worker, delivery: worker.succeed(delivery, b"42"), {}),
-    "retried": (lambda worker, delivery: worker.fail(delivery), {"retry": RetryPolicy(max_retries=1, delay=0)}),
+    "retried": (lambda worker, delivery: worker.fail(delivery), AGAIN),
     "retried later": (
         lambda worker, delivery: worker.fail(delivery, retry_in=5.0),
         {"retry": RetryPolicy(max_retries=1, delay=0)},

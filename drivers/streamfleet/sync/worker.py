@@ -318,7 +318,7 @@ class _Run:
                 left = None if deadline is None else deadline - monotonic()
                 if left is not None and left <= 0:
                     return False
-                # Python's signal handlers run when the main thread wakes, and the kernel may give a signal to another.
+                # Signal handlers run when the main thread wakes, and the kernel may give a signal to another.
                 self.loops.all_ended.wait(SIGNAL_PAUSE if left is None else min(left, SIGNAL_PAUSE))
             self.ended = True
             self._work.notify_all()
