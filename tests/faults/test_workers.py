@@ -102,11 +102,11 @@ def test_a_handler_that_holds_the_interpreter_beyond_its_lease_costs_a_second_ru
 def test_a_task_of_many_leases_is_run_once(stage):
     gate = threading.Event()
     stage.enqueue(b"long")
-    stage.worker(lambda task: gate.wait(20), lease=0.4)
+    stage.worker(lambda task: gate.wait(20), lease=0.3)
     stage.journal.wait_starts(1)
-    waiting = stage.worker(lease=0.4, scan_interval=0.05)
+    waiting = stage.worker(lease=0.3, scan_interval=0.05)
     eventually(lambda: is_known(stage, 2), "the other worker is there")
-    throughout(lambda: waiting.counts.get("reclaimed", 0) == 0, 10 * 0.4, "nothing is taken over")
+    throughout(lambda: waiting.counts.get("reclaimed", 0) == 0, 10 * 0.3, "nothing is taken over")
     gate.set()
     stage.drained()
     assert [start.deliveries for start in stage.journal.starts] == [1]

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 import os
 import signal
 import threading
@@ -203,6 +202,10 @@ def test_ctrl_c_gives_back_what_runs_and_comes_out(server, name, kind):
     assert idle > 86_400_000, "it is free to be taken at once"
 
 
+WORK = 0.01
+"""Seconds for each task: with none at all, the first worker to wake would do everything."""
+
+
 def test_all_three_shells_work_one_queue_together(server):
     """Clients and workers of each shell at the same time, on four drivers: every task runs once, all is told."""
     queue, each = "fleet", 60
@@ -217,7 +220,12 @@ def test_all_three_shells_work_one_queue_together(server):
     def in_threads():
         driver = RedisDriver(server.url)
         worker = streamfleet.sync.Worker(driver, concurrency=2)
-        worker.handler(queue)(functools.partial(result, "sync"))
+
+        @worker.handler(queue)
+        def handle(task):
+            work_time.wait(WORK)
+            return result("sync", task)
+
         with worker.running(), streamfleet.sync.Client(driver) as client:
             everyone_ready.wait()
             handles = [client.enqueue_tracked(queue, f"sync-{n}") for n in range(each)]
@@ -229,7 +237,7 @@ def test_all_three_shells_work_one_queue_together(server):
 
         @worker.handler(queue)
         async def handle(task):
-            await world.sleep(0)
+            await world.sleep(WORK)
             return result(shell, task)
 
         async with worker.running(), world.shell.Client(client_driver) as client:
@@ -245,6 +253,7 @@ def test_all_three_shells_work_one_queue_together(server):
     def in_trio():
         trio.run(work, TrioWorld, "trio", TrioDriver(server.url), TrioDriver(server.url), trio.to_thread.run_sync)
 
+    work_time = threading.Event()
     failures = []
 
     def guarded(run):
