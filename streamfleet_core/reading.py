@@ -86,7 +86,8 @@ class Reader:
         """Entries of the history that we do not know of, and have yet to read."""
         self._with_known: dict[str, bool] = {}
         """Queues of which we had entries when we began to read the history."""
-        self._fences: dict[str, Fence] = {}
+        self._fences: dict[str, tuple[Fence, int]] = {}
+        """When the read in flight was sent: each queue's fence, and how often its connection had broken."""
         self._sent_at = 0.0
 
     def room(self) -> int:
@@ -128,7 +129,7 @@ class Reader:
     def pull(self, now: float) -> Exchange | None:
         """The next read."""
         self._sent_at = now
-        self._fences = {queue.keys.queue: queue.fence for queue in self._queues}
+        self._fences = {queue.keys.queue: (queue.fence, queue.broken) for queue in self._queues}
         if self._heal:
             return Exchange(self._healing())
         self._asked = [self._question(queue) for queue in self._queues if queue.keys.queue in self._cursors]
@@ -210,7 +211,7 @@ class Reader:
             entries = [e for reply in replies for e in parse_read(reply).get(queue.keys.stream, [])]
             ids = [entry_id for entry_id, _ in entries]
             alive = [entry for entry in entries if entry[0] not in ended]
-            self._machine.received(queue, alive, self._fences[name], self._sent_at)
+            self._machine.received(queue, alive, queue.fence_since(*self._fences[name]), self._sent_at)
         if question.part is Part.MISSING or self._cursors.get(name) != question.cursor:
             return  # in the latter case somebody wants it all read again
         if ids:
@@ -225,7 +226,8 @@ class Reader:
         by_stream = {queue.keys.stream: queue for queue in self._queues}
         for stream, entries in parse_read(reply).items():
             queue = by_stream[stream]
-            self._machine.received(queue, entries, self._fences[queue.keys.queue], self._sent_at)
+            fence = queue.fence_since(*self._fences[queue.keys.queue])
+            self._machine.received(queue, entries, fence, self._sent_at)
 
     def _trouble(self, error: ServerError, queues: list[QueueState], now: float) -> None:
         kind = classify(error)

@@ -106,6 +106,7 @@ class Reclaimer:
         token = machine.token()
         bump = safeguards.bump_fence(keys.fence, token)
         commands = transaction([("XCLAIM", keys.stream, GROUP, machine.consumer, lease_ms, *ids), *bump])
+        broken = queue.broken
         queue.claiming.update(ids)
         try:
             answer = yield commands
@@ -124,7 +125,8 @@ class Reclaimer:
             machine.lane_of(queue).reader.reread()
         counts = {row.entry_id: row.deliveries for row in rows}
         # Each goes to the front of those that wait, so that the oldest, handed in last, comes first.
-        new = machine.received(queue, entries[::-1], token if bump else UNKNOWN, answer.sent, counts)
+        fence = queue.fence_since(token, broken) if bump else UNKNOWN
+        new = machine.received(queue, entries[::-1], fence, answer.sent, counts)
         if new:
             owners = Counter(row.consumer.decode(errors="replace") for row in rows)
             machine.counts["reclaimed"] += new

@@ -24,7 +24,6 @@ from streamfleet_core.link import FOREVER, Exchange, Link
 from streamfleet_core.pressure import Memory, Pressure, bare_commands, bare_replies, needs_memory
 from streamfleet_core.procedure import Answer, Steps
 from streamfleet_core.replies import ErrorKind, abort_cause, classify, parse_pending, parse_time
-from streamfleet_core.safeguards import UNKNOWN
 from streamfleet_core.settlement import Commit, build
 from streamfleet_core.state import Delivery, Phase, QueueState, Verdict
 
@@ -174,7 +173,7 @@ class Settler:
         """The outcome of what was in flight is unknown, unless nothing was sent."""
         self._armed = False
         for queue in self._queues:
-            queue.fence = UNKNOWN
+            queue.disconnected()
         if self._stage is Stage.COMMIT:
             self._take_back(self._commit, doubtful=sent)
         elif self._stage is Stage.BARE and sent:

@@ -26,6 +26,9 @@ So each delivery remembers the fence value under which it was known to be ours (
 the value being watched, the delivery is *in doubt* and is verified before anything is written for it. Doubt
 is not a phase: a running task can be in doubt, and goes on running.
 
+A new connection may lead to a server that has lost its last seconds, and whose fence has an old value again. So
+when the settling connection breaks, all deliveries are in doubt.
+
 The value that counts is the one watched *before* the read that fetched the entry was sent: a reclaim between
 the read's execution and its reply would otherwise be missed.
 
@@ -146,6 +149,23 @@ class QueueState:
     """While a read of our history is on its way: entries that have ended since it was sent, but may be in it."""
     claiming: set[bytes] = field(default_factory=set)
     """Entries that a claim in flight will bring; whoever meets them elsewhere leaves them to it."""
+    broken: int = 0
+    """How often the settling connection has broken."""
+
+    def disconnected(self) -> None:
+        """The settling connection broke, and the next one may lead to a server that has gone back in time.
+
+        There the fence may have a value again under which entries were taken that this server has never
+        delivered. So nothing that was taken before is known to be ours any more.
+        """
+        self.broken += 1
+        self.fence = UNKNOWN
+        for delivery in self.in_flight.values():
+            delivery.doubt()
+
+    def fence_since(self, fence: Fence, broken: int) -> Fence:
+        """The fence as it was when the settling connection had broken so often, unless it has broken since."""
+        return fence if broken == self.broken else UNKNOWN
 
 
 class Delivery:

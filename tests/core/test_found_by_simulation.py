@@ -261,3 +261,39 @@ def test_an_entry_whose_reply_was_lost_is_found_among_those_that_are_known(world
     assert [worker.take().task.id, worker.take().task.id] in (["c", "d"], ["d", "c"])
     counts = [row[3] for row in world.call("XPENDING", KEYS.stream, GROUP, "-", "+", 10)]
     assert counts == [1, 1, 2, 2] or counts == [1, 1, 2, 1]
+
+
+@pytest.mark.parametrize("ends", ["succeed", "fail"])
+def test_what_was_taken_before_a_failover_is_not_settled_after_it_without_asking(world, ends):
+    """The fence had its old value again; the task lived twice, or was reported as completed and ran again."""
+    worker = world.worker(concurrency=1)
+    client = world.client()
+    world.advance(1.0)
+    lost_tail = world.server.snapshot()
+    submission = client.enqueue(retry=RetryPolicy(delay=0.0, jitter=0.0), tracked=True)
+    world.pump()
+    delivery = worker.take()
+    world.advance(0.5)
+    world.server.restore(lost_tail)
+    world.admin = world.server.session()
+    worker.settle.lose()
+    getattr(worker, ends)(delivery)
+    world.advance(5.0)
+    assert delivery.phase is Phase.LOST
+    again = worker.take()
+    assert (again.task.id, again.task.retries) == (submission.id, 0)
+    assert not submission.status.terminal or submission.status is Status.UNKNOWN
+    assert len(world.stream()) + worker.machine.counts["lost"] == 2
+
+
+def test_a_read_that_was_sent_before_the_settling_connection_broke_leaves_doubt(world):
+    worker = world.worker(concurrency=2)
+    worker.read.until("XREADGROUP")
+    worker.settle.lose()
+    worker.settle.held = False
+    world.advance(1.0)
+    world.enqueue("a")
+    worker.read.release()
+    worker.succeed(worker.take())
+    world.pump()
+    assert worker.machine.counts["verified"] == 1
