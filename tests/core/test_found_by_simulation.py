@@ -278,7 +278,7 @@ def test_what_was_taken_before_a_failover_is_not_settled_after_it_without_asking
     world.admin = world.server.session()
     worker.settle.lose()
     getattr(worker, ends)(delivery)
-    world.advance(5.0)
+    world.advance(12.0)
     assert delivery.phase is Phase.LOST
     again = worker.take()
     assert (again.task.id, again.task.retries) == (submission.id, 0)
