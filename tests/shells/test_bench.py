@@ -11,6 +11,7 @@ from streamfleet.bench.orders import PAYLOAD, QUEUE, Order
 from streamfleet.bench.process import AgentFailed, AgentProcess
 from streamfleet.bench.table import ROWS, lines, render
 from streamfleet.bench.usage import usage
+from streamfleet.cli import main
 from streamfleet.embedded import EmbeddedServer
 
 TINY = scenarios.Sizes(rounds=1, backlog=30, each=5, wait_one=5, wait_many=60, slow=3, fast=10, idle_seconds=0.1)
@@ -128,6 +129,21 @@ def test_the_command_prints_json_with_what_it_was_measured_on(capsys):
     printed = capsys.readouterr().out
     assert rows_of(printed)["enqueue-each"]["value"] > 0
     assert {"date", "machine", "system", "server", "packages", "command"} <= set(json.loads(printed))
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["streamfleet", "bench", "--only", "one"], ["bench/__main__.py", "--only", "one"]],
+    ids=["cli", "module"],
+)
+def test_the_header_tells_how_to_repeat_it(argv):
+    assert command._command_line(argv) == "streamfleet bench --only one"
+
+
+def test_it_is_a_command_of_the_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(command, "QUICK", TINY)
+    assert main(["bench", "--quick", "--json", "--only", "one by one"]) == 0
+    assert rows_of(capsys.readouterr().out)["enqueue-each"]["contender"] == "threads"
 
 
 def test_the_command_prints_a_table_with_the_idle_costs(capsys):

@@ -14,6 +14,7 @@ from streamfleet.bench.agent import CONTENDERS
 from streamfleet.bench.machine import description
 from streamfleet.bench.scenarios import QUICK, Bench, Figures, Sizes, idle
 from streamfleet.bench.table import Line, lines, render
+from streamfleet.cli.arguments import add_verbose
 from streamfleet.embedded import EmbeddedServer
 
 SHELL = "threads"
@@ -29,6 +30,7 @@ def add_to(commands: Any) -> None:
         "compare with the floor: a bare socket and hiredis without safeguards.",
     )
     add_arguments(parser)
+    add_verbose(parser)
     parser.set_defaults(command=command)
 
 
@@ -51,7 +53,7 @@ def command(arguments: argparse.Namespace, sizes: Sizes | None = None) -> int:
         chosen = replace(chosen, rounds=arguments.rounds)
     started = time.monotonic()
     with EmbeddedServer(appendonly=False) as server:
-        header = description(server, shlex.join(["streamfleet", "bench", *sys.argv[1:]]))
+        header = description(server, _command_line(sys.argv))
         if not arguments.json:
             print("\n".join(f"{name:<9} {text}" for name, text in header.items()) + "\n", flush=True)
         results = measure(server, chosen, arguments.only)
@@ -65,6 +67,12 @@ def command(arguments: argparse.Namespace, sizes: Sizes | None = None) -> int:
         print("\n".join(render(table)))
         print(f"\n{seconds:.0f} s, {chosen.rounds} rounds, medians")
     return 1 if arguments.check and any(line.failed for line in table) else 0
+
+
+def _command_line(argv: list[str]) -> str:
+    """What to type to get the same table, however this process was started."""
+    options = argv[2:] if argv[1:2] == ["bench"] else argv[1:]
+    return shlex.join(["streamfleet", "bench", *options])
 
 
 def measure(server: EmbeddedServer, sizes: Sizes, only: str = "") -> dict[str, list[Figures]]:

@@ -37,9 +37,7 @@ class Sizes:
     idle_seconds: float = IDLE_SECONDS
 
 
-QUICK = Sizes(
-    rounds=1, backlog=10_000, each=1_500, wait_one=700, wait_many=3_000, slow=20, fast=700, idle_seconds=4.0
-)
+QUICK = Sizes(rounds=1, backlog=10_000, each=1_500, wait_one=700, wait_many=3_000, slow=20, fast=700)
 
 
 class Bench:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from importlib.metadata import version
 
+from streamfleet.bench import command as bench
 from streamfleet.cli import dead, demo, doctor, queues, run
 from streamfleet.embedded import EmbeddedServerFailed
 from streamfleet_core.errors import ConnectionFailure, MissingExtra, ServerRefused, UsageError
@@ -56,6 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"streamfleet {version('streamfleet')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, demo, doctor, queues, dead):
+    for module in (run, demo, doctor, queues, dead, bench):
         module.add_to(commands)
     return parser
