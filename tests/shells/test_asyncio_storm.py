@@ -81,7 +81,10 @@ class Storm:
     async def enqueue_and_wait(self, client):
         """One enqueue, and one wait for what it has taken, each cancelled unless it is done before."""
         enqueue = self.rng.choice([client.enqueue, client.enqueue_tracked])
-        handle = await cancel_at_random(self.rng, enqueue(self.queue, b"x"), 30)
+        if self.cancelled["enqueue"] < self.cancelled["wait"] + 8:
+            handle = await cancel_at_random(self.rng, enqueue(self.queue, b"x"), 30)
+        else:  # waits are cancelled less often, because fewer come to it
+            handle = await enqueue(self.queue, b"x")
         if handle is CANCELLED:
             self.cancelled["enqueue"] += 1
             return
@@ -132,7 +135,7 @@ def test_a_thousand_cancellations(server, kind, seed):
     asyncio.run(main())
     gc.collect()
     assert storm.cancelled.total() >= 1000
-    assert min(storm.cancelled.values()) >= 100, storm.cancelled
+    assert min(storm.cancelled.values()) >= 150, storm.cancelled
     assert storm.ran == storm.taken, "a cancelled enqueue was taken after all, or a taken task is lost"
     assert set(threading.enumerate()) <= threads
     assert sockets() <= before
