@@ -1,3 +1,6 @@
+"""See `simulation.cli`."""
+
 from .cli import main
 
-raise SystemExit(main())
+if __name__ == "__main__":  # worker processes import this module, too
+    raise SystemExit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from streamfleet.memory import Blocked, ModelServer, Session
@@ -244,7 +245,7 @@ class Wire:
             if isinstance(outcome, Blocked):
                 self._blocked = outcome
                 rest = (exchange, commands, position, replies, limit, answered)
-                outcome.on_done = lambda: self._unblocking(outcome, rest)
+                outcome.on_done = partial(self._unblocking, outcome, rest)
                 self.server.watch_clock()
                 return
             replies.append(outcome)

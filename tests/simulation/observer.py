@@ -17,71 +17,35 @@ What is checked here, at every transaction (numbers as in the list of invariants
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 from streamfleet.memory.database import Database
 from streamfleet.memory.session import Session
 from streamfleet.memory.streams import Stream
 from streamfleet_core.connection import Reply
 from streamfleet_core.keys import GROUP, queue_keys
+from streamfleet_core.replies import parse_entries, parse_read
 from streamfleet_core.state import Delivery
 from streamfleet_core.submission import Status, Submission
+from streamfleet_core.wire import unpack_fields
 
 from .plan import Act, TaskPlan
+from .records import Record, Run, Wish
 
 if TYPE_CHECKING:
     from .network import Wire
     from .processes import ClientProcess, Process, WorkerProcess
     from .world import World
 
+Original = Callable[[Database, list[bytes]], Reply]
+"""The model's own implementation of a command."""
 RELEASED_MS = 86_400_000
 """An entry idle for longer was given back by its owner."""
 _BEFORE = b"streamfleet:receiver:"
-
-
-@dataclass(slots=True)
-class Record:
-    """What the server's history says of one task."""
-
-    label: str
-    task_id: str
-    live: dict[tuple[bytes, bytes], int] = field(default_factory=dict)
-    """Its live entries (key and id) with the number of failures in each."""
-    ended: list[str] = field(default_factory=list)
-    """Its terminal states."""
-    dead: int = 0
-    accepted: bool = False
-
-    def copy(self) -> Record:
-        """An independent twin."""
-        return replace(self, live=dict(self.live), ended=list(self.ended))
-
-
-@dataclass(slots=True)
-class Run:
-    """One start of a handler."""
-
-    task_id: str
-    entry_id: bytes
-    worker: str
-    at: float
-    ended: float | None = None
-    act: Act | None = None
-
-
-@dataclass(slots=True)
-class Wish:
-    """What a client asked for, and what it was told."""
-
-    client: ClientProcess
-    task: TaskPlan
-    submission: Submission
-    expires_ms: int
-    expires_at: float
-    """When it may not be started any more (virtual seconds); 0 is never."""
-    resolved: Status | None = None
 
 
 class Observer:
@@ -138,13 +102,7 @@ class Observer:
         }
         for name, watch in watched.items():
             spec = table[name]
-            original = spec.handler
-            assert original is not None, f"{name!r} is about the session"
-
-            def handler(db: Database, args: list[bytes], watch=watch, original=original):  # type: ignore[no-untyped-def]
-                return watch(db, args, original)
-
-            table[name] = replace(spec, handler=handler)
+            table[name] = replace(spec, handler=partial(watch, original=cast("Original", spec.handler)))
         table[b"EXEC"] = replace(table[b"EXEC"], session_handler=self._exec)
         model.commands = table
 
@@ -280,13 +238,13 @@ class Observer:
         self.owners.pop(place, None)
         self.unknown_to_owner.discard(place)
 
-    def _xadd(self, db: Database, args: list[bytes], original) -> Reply:  # type: ignore[no-untyped-def]
+    def _xadd(self, db: Database, args: list[bytes], original: Original) -> Reply:
         key = args[1]
         was_there = key in db.values
         reply = original(db, args)
         if key in self._streams:
             fields = dict(zip(args[3::2], args[4::2], strict=True))
-            self._gain(fields[b"id"].decode(), (key, reply), int(fields[b"retries"]))
+            self._gain(fields[b"id"].decode(), (key, cast("bytes", reply)), int(fields[b"retries"]))
             self._step()
         elif key in self._dead:
             fields = dict(zip(args[3::2], args[4::2], strict=True))
@@ -299,7 +257,7 @@ class Observer:
             self.world.violated("I12", f"{self.who}: a notice has brought back {key.decode()}")
         return reply
 
-    def _xdel(self, db: Database, args: list[bytes], original) -> Reply:  # type: ignore[no-untyped-def]
+    def _xdel(self, db: Database, args: list[bytes], original: Original) -> Reply:
         reply = original(db, args)
         if args[1] in self._streams:
             for entry_id in args[2:]:
@@ -307,13 +265,13 @@ class Observer:
             self._step()
         return reply
 
-    def _zadd(self, db: Database, args: list[bytes], original) -> Reply:  # type: ignore[no-untyped-def]
+    def _zadd(self, db: Database, args: list[bytes], original: Original) -> Reply:
         reply = original(db, args)
         if args[1] in self._receivers:
             self.beats[args[3]] = self.world.engine.now
         return reply
 
-    def _hset(self, db: Database, args: list[bytes], original) -> Reply:  # type: ignore[no-untyped-def]
+    def _hset(self, db: Database, args: list[bytes], original: Original) -> Reply:
         """A body goes into the schedule: the row was written just before, in the same transaction."""
         reply = original(db, args)
         key = next((schedule for schedule, bodies in self._schedules.items() if bodies == args[1]), None)
@@ -322,7 +280,7 @@ class Observer:
             self._step()
         return reply
 
-    def _zrem(self, db: Database, args: list[bytes], original) -> Reply:  # type: ignore[no-untyped-def]
+    def _zrem(self, db: Database, args: list[bytes], original: Original) -> Reply:
         if args[1] in self._receivers:
             removed = args[2] in getattr(db.values.get(args[1]), "scores", {args[2]: 0})
             reply = original(db, args)
@@ -336,7 +294,7 @@ class Observer:
             self._step()
         return reply
 
-    def _zremrangebyscore(self, db: Database, args: list[bytes], original) -> Reply:  # type: ignore[no-untyped-def]
+    def _zremrangebyscore(self, db: Database, args: list[bytes], original: Original) -> Reply:
         before = _members(db, args[1])
         reply = original(db, args)
         for client in before - _members(db, args[1]):
@@ -352,27 +310,40 @@ class Observer:
             text = f"{self.who} collected client {client.decode()}, which had beaten {silent:.3f} s before"
             self.world.violated("I12", text)
 
-    def _xreadgroup(self, db: Database, args: list[bytes], original) -> Reply:  # type: ignore[no-untyped-def]
+    def _xreadgroup(self, db: Database, args: list[bytes], original: Original) -> Reply:
         reply = original(db, args)
         if args[-1] == b">" and self.actor is not None:
             self.handed_out(self.actor, reply)
+        elif args[-1] != b">" and isinstance(reply, list):
+            self._read_again(args[3], reply)
         return reply
+
+    def _read_again(self, consumer: bytes, reply: list[Reply]) -> None:
+        """A worker reads its own pending entries: handed out again, if it did not know of them."""
+        worker = self.world.workers_by_name.get(consumer.decode())
+        queues = worker.machine.queues.values() if worker is not None else ()
+        known = {(queue.keys.stream, entry_id) for queue in queues for entry_id in queue.in_flight}
+        for stream, entries in parse_read(reply).items():
+            for entry_id, _ in entries:
+                place = (stream, entry_id)
+                if place not in known:
+                    self.owners[place] = self.owners.get(place, 0) + 1
 
     def handed_out(self, wire: Wire, reply: Reply) -> None:
         """New entries were delivered on a connection."""
-        for stream, entries in reply if isinstance(reply, list) else ():  # type: ignore[misc]
-            for entry_id, _ in entries if stream in self._streams else ():  # type: ignore[misc]
+        for stream, entries in parse_read(reply).items() if isinstance(reply, list) else ():
+            for entry_id, _ in entries if stream in self._streams else ():
                 place = (stream, entry_id)
                 self.owners[place] = 1
                 if wire.closed:
                     self.unknown_to_owner.add(place)
 
-    def _hincrby(self, db: Database, args: list[bytes], original) -> Reply:  # type: ignore[no-untyped-def]
+    def _hincrby(self, db: Database, args: list[bytes], original: Original) -> Reply:
         if self.actor is not None:
             self.greeted.setdefault(self.who.split()[0], []).append(self.world.engine.now)
         return original(db, args)
 
-    def _xclaim(self, db: Database, args: list[bytes], original) -> Reply:  # type: ignore[no-untyped-def]
+    def _xclaim(self, db: Database, args: list[bytes], original: Original) -> Reply:
         key, by, min_idle = args[1], args[3], int(args[4])
         stream = db.values.get(key)
         before: dict[bytes, tuple[bytes, int]] = {}
@@ -382,10 +353,9 @@ class Observer:
                 before[entry_id] = (pending.consumer.name, db.now_ms - pending.delivered_ms)
         reply = original(db, args)
         if isinstance(reply, list) and b"FORCE" in args:
-            self.unknown_to_owner.update((key, entry_id) for entry_id in reply)  # type: ignore[misc]
+            self.unknown_to_owner.update((key, entry_id) for entry_id in reply if isinstance(entry_id, bytes))
         elif isinstance(reply, list) and min_idle and b"JUSTID" not in args:
-            for element in reply:
-                entry_id = element[0]  # type: ignore[index]
+            for entry_id, _ in parse_entries(reply):
                 place = (key, entry_id)
                 self.owners[place] = self.owners.get(place, 0) + 1
                 owner, idle = before.get(entry_id, (by, 0))
@@ -423,7 +393,8 @@ class Observer:
     def _only_an_outage(self, holder: Process) -> bool:
         """Was the outage that ended less than a lease ago the only trouble that this worker has had?"""
         world = self.world
-        assert world.outage_ended is not None and world.outage_began is not None
+        assert world.outage_ended is not None
+        assert world.outage_began is not None
         quiet_before = world.outage_began - holder.disturbed_at
         return (
             world.plan.network.calm
@@ -501,7 +472,5 @@ def _members(db: Database, key: bytes) -> set[bytes]:
 
 
 def _failures_in(packed: bytes) -> int:
-    from streamfleet_core.wire import unpack_fields
-
     fields = unpack_fields(packed)
     return int(dict(zip(fields[::2], fields[1::2], strict=True))[b"retries"])

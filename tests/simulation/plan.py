@@ -286,7 +286,7 @@ def _script(random: Random, plan: Plan, queue: int, shape: Profile) -> tuple[Att
     elif fate < 0.08:
         script.append(attempt(Act.FINAL))
     elif fate < 0.12 and timed:
-        script.append(Attempt(Act.HANG, plan.timeout * random.choice((1.0, 3.0, 1000.0))))
+        script.append(Attempt(Act.HANG, plan.timeout * random.choice((1.0, 3.0, 20.0))))
         script.append(attempt(Act.OK))
     elif fate < 0.15:
         script.append(attempt(Act.FAIL))

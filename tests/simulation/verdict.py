@@ -13,10 +13,10 @@ from streamfleet.memory.streams import Stream
 from streamfleet_core.keys import GROUP, queue_keys
 from streamfleet_core.submission import Status
 
-from .plan import Act, Kind
+from .plan import Act, Kind, TaskPlan
 
 if TYPE_CHECKING:
-    from .observer import Wish
+    from .records import Wish
     from .world import World
 
 EXCHANGE_TIMEOUT = 10.0
@@ -29,15 +29,20 @@ def bound(world: World) -> float:
     noticed = EXCHANGE_TIMEOUT + world.block + READ_MARGIN
     taken_over = 3 * plan.lease + 2.0
     work = sum(attempt.seconds for task in plan.tasks for attempt in task.script if attempt.act is not Act.HANG)
-    hanging = sum(attempt.act is Act.HANG for task in plan.tasks for attempt in task.script) * (plan.timeout + 2.0)
+    hanging = sum(attempt.act is Act.HANG for task in plan.tasks for attempt in task.script) * (
+        20 * plan.timeout + 2.0
+    )
     delays = max((_delay(task) for task in plan.tasks), default=0.0)
     deadly = sum(any(one.act is Act.POISON for one in task.script) for task in plan.tasks)
     poison = deadly * world.max_deliveries * (2.5 * plan.lease + 3.0)
     restored = 60 * world.sweep_interval if any(f.kind is Kind.DELETE_CONSUMER for f in plan.faults) else 0.0
-    return 1.5 * (noticed + taken_over + work + hanging + delays + poison + restored) + world.jumped_back
+    return (
+        1.5 * (noticed + taken_over + work + hanging * (20 * plan.timeout + 2.0) + delays + poison + restored)
+        + world.jumped_back
+    )
 
 
-def _delay(task) -> float:  # type: ignore[no-untyped-def]
+def _delay(task: TaskPlan) -> float:
     most = len(task.script) if task.max_retries is None else task.max_retries
     return (task.delay or 0.0) + most * max(task.retry_delay, 0.5)
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
@@ -19,9 +20,10 @@ from streamfleet_core.events import Event, EventKind
 from . import faults
 from .engine import Engine
 from .network import Server
-from .observer import Observer, Record
+from .observer import Observer
 from .plan import Network, Plan, TaskPlan
 from .processes import ClientProcess, Process, WorkerProcess
+from .records import Record
 from .trace import Trace
 from .verdict import bound, judge_end, undrained
 
@@ -175,10 +177,8 @@ class World:
 
     def run(self) -> Result:
         """Live through it."""
-        try:
+        with suppress(Stop):
             self._live()
-        except Stop:
-            pass
         self.counts["tasks"] = len(self.observer.wishes)
         self.counts["runs"] = len(self.observer.runs)
         self.counts["terminal"] = sum(len(record.ended) for record in self.observer.records.values())

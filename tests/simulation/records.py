@@ -1,0 +1,56 @@
+"""What is known of tasks, of the runs of their handlers, and of what clients wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from streamfleet_core.submission import Status, Submission
+
+from .plan import Act, TaskPlan
+
+if TYPE_CHECKING:
+    from .processes import ClientProcess
+
+
+@dataclass(slots=True)
+class Record:
+    """What the server's history says of one task."""
+
+    label: str
+    task_id: str
+    live: dict[tuple[bytes, bytes], int] = field(default_factory=dict)
+    """Its live entries (key and id) with the number of failures in each."""
+    ended: list[str] = field(default_factory=list)
+    """Its terminal states."""
+    dead: int = 0
+    accepted: bool = False
+
+    def copy(self) -> Record:
+        """An independent twin."""
+        return replace(self, live=dict(self.live), ended=list(self.ended))
+
+
+@dataclass(slots=True)
+class Run:
+    """One start of a handler."""
+
+    task_id: str
+    entry_id: bytes
+    worker: str
+    at: float
+    ended: float | None = None
+    act: Act | None = None
+
+
+@dataclass(slots=True)
+class Wish:
+    """What a client asked for, and what it was told."""
+
+    client: ClientProcess
+    task: TaskPlan
+    submission: Submission
+    expires_ms: int
+    expires_at: float
+    """When it may not be started any more (virtual seconds); 0 is never."""
+    resolved: Status | None = None
