@@ -45,7 +45,8 @@ class Report:
     @property
     def summary(self) -> str:
         """One line."""
-        return f"{self.seeds} seeds, {self.violations} violations, {self.hours:.1f} virtual hours, {self.events} events"
+        figures = f"{self.hours:.1f} virtual hours, {self.events} events"
+        return f"{self.seeds} seeds, {self.violations} violations, {figures}"
 
 
 def survey(seeds: Iterable[int], profile: str = "", *, ablation: str = "", first_only: bool = False) -> Report:

@@ -57,9 +57,7 @@ def many(seeds: range, profile: str, ablation: str, shrinking: bool) -> int:
 
 
 def _command(seed: int, profile: str, ablation: str) -> str:
-    extra = (f" PROFILE={profile}" if profile and not ablation else "") + (
-        f" WITHOUT={ablation}" if ablation else ""
-    )
+    extra = f" WITHOUT={ablation}" if ablation else f" PROFILE={profile}" if profile else ""
     return f"make simulate SEED={seed}{extra}"
 
 
