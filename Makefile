@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: setup test chaos demo lint types coverage docs clean
+.PHONY: setup test chaos demo lint types coverage docs clean simulate
 
 setup: $(STAMP)
 
@@ -28,6 +28,12 @@ chaos: $(STAMP)
 	PYTHONPATH=tests/chaos $(BIN)/python -m campaign --server $(SERVERS) --shells $(SHELLS) \
 	  --libraries redis,valkey --seconds $$(( $(MINUTES) * 60 )) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(REPORT),--report $(REPORT))
+
+# A whole fleet on a virtual clock: `make simulate SEEDS=2000`, `SEED=1234` for one world and its story,
+# `WITHOUT=fence` to take a safeguard away. Exits with 1 when an invariant was violated.
+simulate: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(WITHOUT),--without $(WITHOUT)) $(if $(PROFILE),--profile $(PROFILE))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -29,17 +29,13 @@ def bound(world: World) -> float:
     noticed = EXCHANGE_TIMEOUT + world.block + READ_MARGIN
     taken_over = 3 * plan.lease + 2.0
     work = sum(attempt.seconds for task in plan.tasks for attempt in task.script if attempt.act is not Act.HANG)
-    hanging = sum(attempt.act is Act.HANG for task in plan.tasks for attempt in task.script) * (
-        20 * plan.timeout + 2.0
-    )
+    hanging = sum(attempt.act is Act.HANG for task in plan.tasks for attempt in task.script)
     delays = max((_delay(task) for task in plan.tasks), default=0.0)
     deadly = sum(any(one.act is Act.POISON for one in task.script) for task in plan.tasks)
     poison = deadly * world.max_deliveries * (2.5 * plan.lease + 3.0)
     restored = 60 * world.sweep_interval if any(f.kind is Kind.DELETE_CONSUMER for f in plan.faults) else 0.0
-    return (
-        1.5 * (noticed + taken_over + work + hanging * (20 * plan.timeout + 2.0) + delays + poison + restored)
-        + world.jumped_back
-    )
+    longest = noticed + taken_over + work + hanging * (20 * plan.timeout + 2.0) + delays + poison + restored
+    return 1.5 * longest + world.jumped_back
 
 
 def _delay(task: TaskPlan) -> float:
