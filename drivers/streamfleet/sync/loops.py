@@ -83,6 +83,8 @@ class Loop:
                 action = loops.machine.step(self._link, now)
                 loops.after_step()
                 if type(action) is Sleep:
+                    if self._link.kicked:
+                        continue  # by what its own step has led to
                     self.woken.wait(min(action.until - now, LONGEST_WAIT))
                     continue
                 self._blocked = type(action) is Exchange and action.blocking
