@@ -176,6 +176,8 @@ class Publisher:
             return self._clean()
         if not self._ready:
             return self._greet(now)
+        if self._receiver.forgotten:
+            return self._register(now)
         batch = self._next_batch(now)
         if batch is not None:
             if any(s.tracked and not self._receiver.knows(s.keys) for s in batch.submissions):

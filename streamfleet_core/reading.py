@@ -107,6 +107,7 @@ class Reader:
         if cursor is not None:
             self._cursors = {queue.keys.queue: cursor for queue in self._queues}
             self._missing.clear()
+            self.link.kick()
 
     # ---- duty ---------------------------------------------------------------------------------------
 

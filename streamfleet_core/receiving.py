@@ -51,6 +51,7 @@ class Receiver:
         "_queues",
         "_repair",
         "active",
+        "forgotten",
         "has_stream",
         "link",
     )
@@ -71,6 +72,8 @@ class Receiver:
         """Create the stream again with the next beat."""
         self._commands: list[Command] = []
         self.active = False
+        self.forgotten = False
+        """Has the server perhaps lost it?"""
         self.has_stream = False
         """Has the stream ever been created? Before that nobody drives this link."""
 
@@ -82,18 +85,22 @@ class Receiver:
 
     def knows(self, keys: QueueKeys) -> bool:
         """May tracked tasks of this queue be sent?"""
-        return keys.queue in self._known
+        return keys.queue in self._known and not self.forgotten
 
     def registered(self, queues: list[QueueKeys], now: float) -> None:
         """The publisher has created the receiver and entered it for these queues."""
         self.has_stream = True
+        self.forgotten = False
         self._known.update(keys.queue for keys in queues)
         self._next_beat = now + self._machine.config.heartbeat
         self.link.kick()
 
     def forget(self) -> None:
-        """The server has lost data, perhaps our receiver too: register again before the next tracked task."""
-        self._known.clear()
+        """The server has lost data, perhaps our receiver too: the publisher is to register it again.
+
+        Meanwhile it is read as before, for those who still wait.
+        """
+        self.forgotten = bool(self._known)
 
     # ---- duty ---------------------------------------------------------------------------------------
 

@@ -297,3 +297,41 @@ def test_a_read_that_was_sent_before_the_settling_connection_broke_leaves_doubt(
     worker.succeed(worker.take())
     world.pump()
     assert worker.machine.counts["verified"] == 1
+
+
+def test_those_who_still_wait_are_served_after_a_loss_of_other_tasks(world):
+    """The client gave its receiver up until the next tracked task, and was collected."""
+    client = world.client(heartbeat=2.0, block=1.0)
+    waiting = client.enqueue(tracked=True)
+    world.pump()
+    snapshot = world.server.snapshot()
+    world.advance(0.5)
+    client.enqueue(b"tail")
+    world.pump()
+    world.server.restore(snapshot)
+    world.admin = world.server.session()
+    world.advance(20.0)
+    assert client.machine.counts["resent"] == 1
+    worker = world.worker()
+    worker.succeed(worker.take())
+    worker.succeed(worker.take())
+    world.advance(0.1)
+    assert waiting.status is Status.COMPLETED
+
+
+def test_entries_of_a_lost_claim_are_looked_for_though_there_is_no_room_for_more(world):
+    """The read link slept, and a healthy worker's entries were taken over after a lease."""
+    dead = world.worker(consumer="dead")
+    world.enqueue("a")
+    world.pump()
+    dead.crash()
+    worker = world.worker(concurrency=1)
+    world.enqueue("b")
+    world.pump()
+    assert worker.take().task.id == "b"
+    worker.control.hold_at("XCLAIM")
+    worker.control.execute()
+    worker.control.lose()
+    worker.control.release()
+    world.advance(1.0)
+    assert len(worker.deliveries) == 2
