@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from streamfleet_core.client import ClientMachine
 
 MARKER_REFRESH = 3600.0
-"""Seconds after which the marker's time to live is renewed."""
+"""Seconds after which the marker's time to live is renewed, if not a quarter of that time is less."""
 
 
 # CPython 3.11 finds members through a descriptor: slow where it is done for each task.
@@ -63,6 +63,7 @@ class Publisher:
         "_cancels",
         "_client_id",
         "_commands",
+        "_entering",
         "_kept",
         "_last",
         "_leaving",
@@ -120,6 +121,8 @@ class Publisher:
         self._looked = False
         """Was the first task that is to be cancelled looked at, under a WATCH that stands, and has not run?"""
         self._commands: list[Command] = []
+        self._entering: list[QueueKeys] = []
+        """The queues that the registration in flight is for; more may be met before it is answered."""
         self._positions: list[int] = []
         self._sent_at = 0.0
         self._refresh_at = 0.0
@@ -163,7 +166,8 @@ class Publisher:
 
     def deadline(self) -> float:
         """See `link.Duty.deadline`."""
-        return self._kept.check_at if self._kept else FOREVER
+        check_at = self._kept.check_at if self._kept else FOREVER
+        return min(check_at, self._refresh_at) if self._ready else check_at
 
     def begin(self, identity: ServerIdentity, now: float) -> None:
         """See `link.Duty.begin`."""
@@ -174,8 +178,8 @@ class Publisher:
         self._sent_at = now
         if self._leaving:
             return self._clean()
-        if not self._ready:
-            return self._greet(now)
+        if not self._ready or now >= self._refresh_at:
+            return self._greet(now)  # also from time to time: a marker that expires looks like a loss
         if self._receiver.forgotten:
             return self._register(now)
         batch = self._next_batch(now)
@@ -218,12 +222,12 @@ class Publisher:
     def _greet(self, now: float) -> Exchange:
         self._stage = Stage.GREET
         self._touched = True
-        self._refresh_at = now + MARKER_REFRESH
-        ttl = int(self._machine.config.marker_ttl * 1000)
+        lifetime = self._machine.config.marker_ttl
+        self._refresh_at = now + min(MARKER_REFRESH, lifetime / 4)
         self._commands = [
             ("HINCRBY", self._marker, "e", 1),
             ("HGET", self._marker, "s"),
-            ("PEXPIRE", self._marker, ttl),
+            ("PEXPIRE", self._marker, int(lifetime * 1000)),
             ("TIME",),
             # After a refusal the marker is still watched, and HINCRBY has made that watch abort the next batch.
             ("UNWATCH",),
@@ -339,9 +343,6 @@ class Publisher:
             else:
                 commands.append(("XADD", submission.keys.stream, "*", *submission.fields))
         commands += safeguards.record_batch(self._marker, batch.number)
-        if now >= self._refresh_at:
-            self._refresh_at = now + MARKER_REFRESH
-            commands.append(("PEXPIRE", self._marker, int(self._machine.config.marker_ttl * 1000)))
         commands.append(("EXEC",))
         self._positions = positions
         self._commands = commands
@@ -409,7 +410,8 @@ class Publisher:
         """The heartbeat comes before the stream, so that no stream is ever left without a trace."""
         self._stage = Stage.REGISTER
         score = self._machine.clock.ms(now)
-        self._commands = [("ZADD", keys.receivers, score, self._client_id) for keys in self._queues.values()]
+        self._entering = list(self._queues.values())
+        self._commands = [("ZADD", keys.receivers, score, self._client_id) for keys in self._entering]
         receiver = receiver_key(self._client_id)
         self._commands.append(("XGROUP", "CREATE", receiver, RECEIVER_GROUP, b"0", "MKSTREAM"))
         return Exchange(self._commands)
@@ -419,7 +421,7 @@ class Publisher:
             if isinstance(reply, ServerError) and classify(reply) is not ErrorKind.GROUP_EXISTS:
                 self._trouble(reply, command, now)
                 return
-        self._receiver.registered(list(self._queues.values()), now)
+        self._receiver.registered(self._entering, now)
 
     def _look(self, submission: Submission) -> Exchange:
         """A retry waits in the schedule, too; but that task has run, and what is cancelled never has."""

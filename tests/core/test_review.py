@@ -1,0 +1,47 @@
+"""Defects that a review has found, each reduced to its essence."""
+
+from streamfleet_core.keys import queue_keys
+from streamfleet_core.submission import Status
+
+
+def id_of(client):
+    return next(iter(client.machine.lanes.values())).client_id
+
+
+# ---- client -----------------------------------------------------------------------------------------
+
+
+def test_a_queue_that_is_met_while_the_receiver_is_created_is_not_taken_for_registered(world):
+    """Its first heartbeat was answered with 1, as if others had taken the client for dead."""
+    client = world.client("a")
+    client.enqueue(queue="a", tracked=True)
+    client.turn()
+    client.publish.until("XGROUP")
+    later = client.enqueue(queue="b", tracked=True)
+    client.publish.release()
+    world.advance(30)
+    assert later.status is Status.ACCEPTED
+    assert client.machine.counts["collected"] == 0
+    assert world.call("ZSCORE", queue_keys("b").receivers, id_of(client)) is not None
+
+
+def test_a_marker_outlives_a_client_that_has_nothing_to_send(world):
+    """After a day the server was said to have lost tasks, and all outcomes to be unknown."""
+    client = world.client()
+    tracked = client.enqueue(b"x", tracked=True)
+    world.pump()
+    world.advance(2 * 86_400)
+    client.enqueue(b"y")
+    world.pump()
+    assert client.machine.counts["regressed"] == 0
+    assert tracked.status is Status.ACCEPTED
+
+
+def test_a_marker_with_a_short_life_is_renewed_in_time(world):
+    client = world.client(marker_ttl=60)
+    client.enqueue(b"x")
+    for _ in range(10):
+        world.advance(50)
+        client.enqueue(b"y")
+        world.pump()
+    assert client.machine.counts["regressed"] == 0
