@@ -295,7 +295,7 @@ class Settler:
             self._settled(delivery)
         else:
             self._machine.lost(delivery, owner)
-        self._machine.room_changed(delivery.queue.keys.queue)
+        self._machine.room_changed()
 
     # ---- transactions -------------------------------------------------------------------------------
 
@@ -349,8 +349,7 @@ class Settler:
                 self._settled(delivery)
         if completed:
             self._machine.counts[_COMPLETED.value] += completed
-        for queue in self._queues:
-            self._machine.room_changed(queue.keys.queue)
+        self._machine.room_changed()
 
     @staticmethod
     def _renew(commit: Commit, results: list[Reply]) -> None:
@@ -473,8 +472,7 @@ class Settler:
                 self._machine.counts["released"] += 1
             elif reply:
                 delivery.leased_from = self._bare_sent
-        for queue in self._queues:
-            self._machine.room_changed(queue.keys.queue)
+        self._machine.room_changed()
 
     # ---- leaving ------------------------------------------------------------------------------------
 

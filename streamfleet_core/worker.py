@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from streamfleet_core.clock import ServerClock
-from streamfleet_core.config import WorkerConfig
+from streamfleet_core.config import MAX_DELAY, WorkerConfig
 from streamfleet_core.control import Controller
 from streamfleet_core.errors import ServerRefused, UsageError
 from streamfleet_core.events import Event, EventKind
@@ -199,7 +199,7 @@ class WorkerMachine:
     ) -> None:
         """The handler raised.
 
-        ``retry_in`` (seconds) overrides the task's own delay (`RetryLater`); ``final`` forbids a retry
+        ``retry_in`` (seconds, up to ten years) overrides the task's own delay (`RetryLater`); ``final`` forbids a retry
         (`DoNotRetry`).
         """
         if self._handler_ended(delivery, now):
@@ -427,7 +427,7 @@ class WorkerMachine:
         if retry_in is None:
             delivery.delay_ms = policy_of(task).delay_ms(task.retries + 1, self.random())
         else:
-            delivery.delay_ms = int(retry_in * 1000)
+            delivery.delay_ms = int(min(retry_in, MAX_DELAY) * 1000)
         self._decide(delivery, Verdict.RETRY)
 
     def _decide(self, delivery: Delivery, verdict: Verdict) -> None:
@@ -444,11 +444,11 @@ class WorkerMachine:
             self.emit(EventKind.REFUSED, str(why))
             self.stop(now)
 
-    def room_changed(self, queue: str) -> None:
-        """Deliveries ended: the reader may go on."""
-        lane = self._lane_of[queue]
-        if lane.read.sleeping and lane.reader.room() > 0:
-            lane.read.kick()
+    def room_changed(self) -> None:
+        """Deliveries ended: readers may go on, those of other slots, too, for the room is one."""
+        for lane in self.lanes.values():
+            if lane.read.sleeping and lane.reader.room() > 0:
+                lane.read.kick()
 
     def token(self) -> bytes:
         """A value that no key of ours has had before: for fences and moves."""

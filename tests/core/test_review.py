@@ -1,7 +1,12 @@
 """Defects that a review has found, each reduced to its essence."""
 
+import pytest
+
+from streamfleet_core.config import MAX_DELAY
 from streamfleet_core.keys import queue_keys
 from streamfleet_core.submission import Status
+
+KEYS = queue_keys("q")
 
 
 def id_of(client):
@@ -45,3 +50,36 @@ def test_a_marker_with_a_short_life_is_renewed_in_time(world):
         client.enqueue(b"y")
         world.pump()
     assert client.machine.counts["regressed"] == 0
+
+
+# ---- worker -----------------------------------------------------------------------------------------
+
+
+def test_room_that_one_slot_makes_is_room_for_the_others(world):
+    """The reader of the other slot slept for ever."""
+    slots = {"a": 1, "b": 2}
+    worker = world.worker("a", "b", slot_of=lambda keys: slots[keys.queue], concurrency=2)
+    for number in range(2):
+        world.enqueue(f"a{number}", "a")
+    world.pump()
+    taken = [worker.take() for _ in range(2)]
+    world.advance(20)  # b's read comes back empty, and there is no room for another
+    for delivery in taken:
+        worker.succeed(delivery)
+    world.pump()
+    world.enqueue("b", "b")
+    world.pump()
+    assert worker.take().task.id == "b"
+
+
+@pytest.mark.parametrize("delay", [float("inf"), 1e300])
+def test_a_retry_that_is_asked_for_at_the_end_of_time_is_scheduled(world, delay):
+    """The handler's thread ended with an OverflowError, and its task was held and renewed for ever."""
+    worker = world.worker()
+    world.enqueue()
+    world.pump()
+    worker.fail(worker.take(), retry_in=delay)
+    world.pump()
+    _, due = world.call("ZRANGE", KEYS.schedule, 0, -1, "WITHSCORES")
+    assert int(due) == world.server_ms() + int(MAX_DELAY * 1000)
+    assert worker.machine.idle
