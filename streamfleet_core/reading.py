@@ -107,6 +107,8 @@ class Reader:
         if cursor is not None:
             self._cursors = {queue.keys.queue: cursor for queue in self._queues}
             self._missing.clear()
+            for question in self._asked:
+                question.cursor = b""  # the answer on its way is too old to go on from
             self.link.kick()
 
     # ---- duty ---------------------------------------------------------------------------------------
@@ -141,7 +143,7 @@ class Reader:
             return None
         config = self._machine.config
         count = -(-room // len(self._queues))
-        block = int(config.block * 1000)
+        block = max(1, int(config.block * 1000))  # 0 would be without end
         command: Command = (
             "XREADGROUP",
             "GROUP",
@@ -214,7 +216,7 @@ class Reader:
             alive = [entry for entry in entries if entry[0] not in ended]
             self._machine.received(queue, alive, queue.fence_since(*self._fences[name]), self._sent_at)
         if question.part is Part.MISSING or self._cursors.get(name) != question.cursor:
-            return  # in the latter case somebody wants it all read again
+            return  # in the latter case it is all to be read again
         if ids:
             self._cursors[name] = ids[-1]
         else:

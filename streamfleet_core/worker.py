@@ -199,8 +199,8 @@ class WorkerMachine:
     ) -> None:
         """The handler raised.
 
-        ``retry_in`` (seconds, up to ten years) overrides the task's own delay (`RetryLater`); ``final`` forbids a retry
-        (`DoNotRetry`).
+        ``retry_in`` (seconds, ten years at most) overrides the task's own delay (`RetryLater`); ``final`` forbids
+        a retry (`DoNotRetry`).
         """
         if self._handler_ended(delivery, now):
             self._fail(delivery, error, traceback, retry_in, "not to be retried" if final else "")

@@ -83,3 +83,32 @@ def test_a_retry_that_is_asked_for_at_the_end_of_time_is_scheduled(world, delay)
     _, due = world.call("ZRANGE", KEYS.schedule, 0, -1, "WITHSCORES")
     assert int(due) == world.server_ms() + int(MAX_DELAY * 1000)
     assert worker.machine.idle
+
+
+def test_what_a_broken_claim_brought_is_found_although_history_was_just_being_read(world):
+    """The answer on its way was older than the claim, and taken for all that there is."""
+    dead = world.worker(consumer="dead")
+    world.enqueue()
+    world.pump()
+    dead.crash()
+    worker = world.worker(consumer="us")
+    worker.control.hold_at("XCLAIM")
+    worker.read.lose()
+    while worker.read.flight is None:
+        world.now += 0.01
+        worker.read.turn()
+    worker.read.held = True
+    assert worker.read.flight.commands[0][-1] == b"0"
+    worker.read.execute()
+    worker.control.execute()
+    worker.control.lose()
+    worker.control.held = False
+    worker.read.release()
+    world.pump()
+    assert list(world.pending().values()) == [b"us"]
+    assert worker.take().task.id == "t1"
+
+
+def test_a_read_that_is_to_wait_for_less_than_a_millisecond_does_not_wait_without_end(world):
+    (read,) = world.worker(block=0.0005).read.flight.commands
+    assert read[read.index("BLOCK") + 1] == 1
