@@ -451,7 +451,9 @@ class Settler:
         self._stage = Stage.BARE
         asked = set(self._asked).intersection((*chosen, *beats))
         sure = [d for d in self._asked if d in asked and safeguards.fence_holds(d.fence, d.queue.fence)]
-        self._bare = [(delivery, delivery.phase) for delivery in sure]
+        # Outcomes that need memory are only renewed: ended without what they add, their tasks would be gone.
+        ends = set(chosen)
+        self._bare = [(delivery, delivery.phase if delivery in ends else Phase.RUNNING) for delivery in sure]
         if now >= self._next_beat:
             self._next_beat = now + self._machine.config.lease / 4
         young_ms = int(self._machine.config.lease / 8 * 1000)

@@ -3,10 +3,12 @@
 import pytest
 
 from streamfleet_core.config import MAX_DELAY
-from streamfleet_core.keys import queue_keys
+from streamfleet_core.keys import GROUP, queue_keys
+from streamfleet_core.state import Phase
 from streamfleet_core.submission import Status
 
 KEYS = queue_keys("q")
+FULL = "OOM command not allowed when used memory > 'maxmemory'."
 
 
 def id_of(client):
@@ -112,3 +114,32 @@ def test_what_a_broken_claim_brought_is_found_although_history_was_just_being_re
 def test_a_read_that_is_to_wait_for_less_than_a_millisecond_does_not_wait_without_end(world):
     (read,) = world.worker(block=0.0005).read.flight.commands
     assert read[read.index("BLOCK") + 1] == 1
+
+
+def fill(world, *in_transactions):
+    """Let the server be out of memory; returns what frees some."""
+
+    def denial(command):
+        adds = command[0] in ("SET", "XADD", "ZADD", "HSET")
+        return FULL if adds or (world.in_multi and command[0] in in_transactions) else None
+
+    world.denials.append(denial)
+    return lambda: world.denials.remove(denial)
+
+
+@pytest.mark.parametrize("how", [{"max_retries": 3}, {"max_retries": 0}, {"notify": True}])
+def test_a_task_whose_outcome_needs_memory_is_renewed_and_not_ended_without_it(world, how):
+    """When its beat was due, it was deleted as if it had completed: no retry, no dead letter, no notice."""
+    worker = world.worker()
+    world.enqueue(**how)
+    world.pump()
+    delivery = worker.take()
+    free = fill(world, "XACK", "XDEL", "XCLAIM")
+    worker.succeed(delivery) if "notify" in how else worker.fail(delivery)
+    world.advance(30)
+    assert delivery.phase is Phase.SETTLING
+    assert world.call("XPENDING", KEYS.stream, GROUP, "-", "+", 1)[0][2] <= 5000
+    free()
+    world.advance(5)
+    assert delivery.phase is Phase.SETTLED
+    assert len(world.stream()) + len(world.dead()) == ("notify" not in how)
