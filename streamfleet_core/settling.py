@@ -135,9 +135,9 @@ class Settler:
 
     def pull(self, now: float) -> Exchange | None:
         """The next exchange: arm, verify, or commit."""
-        if not self._armed:
-            return self._arm(now)
         self._pressure.relax(now)
+        if not self._armed or (self._suspect and self._pressure.memory is Memory.ENOUGH):
+            return self._arm(now)
         if self._rescues:
             self._stage = Stage.RESCUE
             return Exchange(list(self._rescues))
@@ -190,8 +190,10 @@ class Settler:
         self._sent_at = now
         # What is written from here on may say when a task is due: by the server's clock, not by ours.
         commands: list[Command] = [] if self._machine.clock.synchronised else [("TIME",)]
+        # A full server takes no fence. Until it does, only outcomes go on that may be written twice (`pressure`).
+        enough = self._pressure.memory is Memory.ENOUGH
         for queue in self._queues:
-            if queue.keys.queue in self._suspect:
+            if enough and queue.keys.queue in self._suspect:
                 commands += safeguards.self_invalidate(queue.keys.fence, self._machine.token())
         self._arming = commands
         return Exchange([*commands, *self._watch_and_get()])
@@ -206,10 +208,12 @@ class Settler:
         for command, reply in zip(self._arming, replies[:-watched], strict=True):
             if isinstance(reply, ServerError):
                 self._server_says_no(reply, command, now)
-                return
-            if command == ("TIME",):
+                if reply.code != "OOM":
+                    return
+            elif command == ("TIME",):
                 self._machine.clock.observed(parse_time(reply), self._sent_at, now)
-        self._suspect.clear()
+        if self._pressure.memory is Memory.ENOUGH:
+            self._suspect.clear()
         self._rearmed(replies[-watched:], now)
 
     def _rearmed(self, replies: list[Reply], now: float) -> None:
@@ -451,8 +455,7 @@ class Settler:
         self._stage = Stage.BARE
         asked = set(self._asked).intersection((*chosen, *beats))
         sure = [d for d in self._asked if d in asked and safeguards.fence_holds(d.fence, d.queue.fence)]
-        # Outcomes that need memory are only renewed: ended without what they add, their tasks would be gone.
-        ends = set(chosen)
+        ends = set(chosen)  # the others are renewed; ended without what they need memory for, they would be lost
         self._bare = [(delivery, delivery.phase if delivery in ends else Phase.RUNNING) for delivery in sure]
         if now >= self._next_beat:
             self._next_beat = now + self._machine.config.lease / 4

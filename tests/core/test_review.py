@@ -143,3 +143,35 @@ def test_a_task_whose_outcome_needs_memory_is_renewed_and_not_ended_without_it(w
     world.advance(5)
     assert delivery.phase is Phase.SETTLED
     assert len(world.stream()) + len(world.dead()) == ("notify" not in how)
+
+
+@pytest.mark.parametrize("in_transactions", [(), ("XACK", "XDEL", "XCLAIM")], ids=["new", "old"])
+def test_a_full_server_is_drained_although_a_settlement_is_in_doubt(world, in_transactions):
+    """The fence could not be moved, so nothing was settled; and nothing was freed, so it could not be moved."""
+    worker = world.worker(concurrency=3)
+    for number in range(3):
+        world.enqueue(f"t{number}")
+    world.pump()
+    in_doubt, fails, running = (worker.take() for _ in range(3))
+    worker.succeed(in_doubt)
+    worker.settle.until("EXEC")
+    worker.fail(fails)
+    free = fill(world, *in_transactions)
+    worker.settle.lose(late=True)
+    worker.settle.release()
+    world.advance(5)
+    assert in_doubt.phase is Phase.SETTLED
+    assert fails.phase is Phase.SETTLING
+    assert set(world.pending()) == {fails.entry_id, running.entry_id}
+    world.advance(30)
+    assert running.phase is Phase.RUNNING
+    assert not running.cancelled, "beats go on"
+    fence = world.value(KEYS.fence)
+    free()
+    world.advance(5)
+    assert world.value(KEYS.fence) != fence, "moved at last, before anything is written that counts"
+    assert fails.phase is Phase.SETTLED
+    assert worker.settle.arrive_late()[-3] is None
+    worker.succeed(running)
+    world.pump()
+    assert worker.machine.counts["completed"] == 2
