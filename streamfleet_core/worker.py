@@ -38,6 +38,8 @@ MAX_TRACEBACK = 8_000
 """Characters of traceback text kept in a dead letter."""
 SMOOTHING = 0.1
 """Weight of the newest handler duration in the running mean."""
+NO_CONTACT = "no contact to the server: others will take the task over"
+"""Why handlers are told to stop before their lease ends, unless contact comes back first."""
 CANCEL_AT = 0.9
 """The part of the lease after which, without a beat, handlers are told to stop and none is started."""
 
@@ -267,7 +269,7 @@ class WorkerMachine:
         for queue in self.queues.values():
             for delivery in queue.in_flight.values():
                 if delivery.leased_from < oldest and delivery.phase is Phase.RUNNING:
-                    self.cancel(delivery, "no contact to the server: others will take the task over")
+                    self.cancel(delivery, NO_CONTACT)
         if self.stopping:
             self._next_tick = min(self._next_tick, max(now, self.stop_at))
             if now >= self.stop_at:

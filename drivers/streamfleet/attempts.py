@@ -10,7 +10,7 @@ from streamfleet.logs import logger
 from streamfleet.task import Task, result_bytes
 from streamfleet_core.errors import DoNotRetry, RetryLater
 from streamfleet_core.state import Delivery, Phase
-from streamfleet_core.worker import WorkerMachine
+from streamfleet_core.worker import NO_CONTACT, WorkerMachine
 
 MAX_HANGING = 2
 """So many times the concurrency in threads may hang after their attempts were given up."""
@@ -57,6 +57,10 @@ class Attempts:
         if delivery.phase is Phase.RUNNING:
             self._machine.handler_stopped(delivery)
 
+    def late(self, delivery: Delivery) -> None:
+        """A thread that was left to itself has returned after all."""
+        self._machine.handler_returned(delivery, self._time())
+
     def _odd_result(self, queue: str, value: object) -> None:
         if queue not in self._odd_results:
             self._odd_results.add(queue)
@@ -66,6 +70,17 @@ class Attempts:
                 queue,
                 type(value).__name__,
             )
+
+
+def canceller(delivery: Delivery, threads: bool, cancel: Callable[[], object]) -> Callable[[], object]:
+    """What the machine is to call when it cancels the delivery.
+
+    A thread cannot be stopped. While there is no contact to the server it is worth waiting for: its outcome counts
+    if contact comes back before others have taken the task over.
+    """
+    if not threads:
+        return cancel
+    return lambda: None if delivery.cancelled == NO_CONTACT else cancel()
 
 
 def call_in_thread(function: Callable[[Task], object], task: Task) -> tuple[object, BaseException | None]:

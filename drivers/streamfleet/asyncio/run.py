@@ -7,7 +7,6 @@ import os
 import time
 from asyncio import CancelledError
 from collections.abc import Callable
-from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from math import inf
@@ -18,7 +17,7 @@ from typing import Any
 from streamfleet.async_contract import handler_name
 from streamfleet.asyncio.loops import Loops, Wakeup, wake
 from streamfleet.asyncio.tasks import shielded
-from streamfleet.attempts import MAX_HANGING, Attempts, call_in_thread, same_context
+from streamfleet.attempts import MAX_HANGING, Attempts, call_in_thread, canceller, same_context
 from streamfleet.handlers import Handler, Handlers
 from streamfleet.identity import consumer_name
 from streamfleet.logs import logger
@@ -120,7 +119,8 @@ class Run:
                 loops.wake_kicked()
                 await self._wait_for_work()
                 continue
-            delivery.on_cancel = slot.cancel
+            threads = self._handlers[delivery.queue.keys.queue].threads
+            delivery.on_cancel = canceller(delivery, threads, slot.cancel)
             await self._attempt(delivery, slot)
             delivery.on_cancel = None
             if machine.kicked or machine.events:
@@ -140,7 +140,7 @@ class Run:
         task = Task(delivery)
         try:
             if handler.threads:
-                value = await self._in_thread(handler, task)
+                value = await self._in_thread(handler, task, delivery)
             else:
                 value = await _call(handler, task)
         except CancelledError as error:
@@ -162,7 +162,7 @@ class Run:
         self._idle.append(place)
         await place
 
-    async def _in_thread(self, handler: Handler[Callable[[Task], Any]], task: Task) -> object:
+    async def _in_thread(self, handler: Handler[Callable[[Task], Any]], task: Task, delivery: Delivery) -> object:
         """Run a plain function in a thread. Cancelled, it leaves the thread to itself, unless too many hang."""
         concurrency = self.machine.config.concurrency
         if self._threads is None:
@@ -177,20 +177,22 @@ class Run:
                 if self._hanging >= MAX_HANGING * concurrency:
                     await self._too_many_hang(result)
                 self._hanging += 1
-                work.add_done_callback(self._came_back)
+                work.add_done_callback(lambda _: self._came_back(delivery))
             raise
         if error is not None:
             raise error
         return value
 
-    def _came_back(self, work: ThreadFuture[Any]) -> None:
+    def _came_back(self, delivery: Delivery) -> None:
         """Called in the thread that was left to itself, when its function has returned after all."""
         loop = self.loops.loop
         if not loop.is_closed():
-            loop.call_soon_threadsafe(self._count_back)
+            loop.call_soon_threadsafe(self._count_back, delivery)
 
-    def _count_back(self) -> None:
+    def _count_back(self, delivery: Delivery) -> None:
         self._hanging -= 1
+        self._attempts.late(delivery)
+        self.loops.wake_kicked()
 
     async def _too_many_hang(self, result: asyncio.Future[Any]) -> None:
         logger.error(

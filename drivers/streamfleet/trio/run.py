@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from math import inf
 from random import random
@@ -15,7 +15,7 @@ from typing import Any
 import trio
 
 from streamfleet.async_contract import handler_name
-from streamfleet.attempts import MAX_HANGING, Attempts, call_in_thread, same_context
+from streamfleet.attempts import MAX_HANGING, Attempts, call_in_thread, canceller, same_context
 from streamfleet.handlers import Handler, Handlers
 from streamfleet.identity import consumer_name
 from streamfleet.logs import logger
@@ -24,7 +24,7 @@ from streamfleet.trio.loops import Loops
 from streamfleet.watchdog import Watchdog
 from streamfleet_core.config import WorkerConfig
 from streamfleet_core.connection import AsyncDriver
-from streamfleet_core.state import Delivery
+from streamfleet_core.state import Delivery, Phase
 from streamfleet_core.worker import WorkerMachine
 
 CANCELLED_STOP = 5.0
@@ -122,7 +122,8 @@ class Run:
                 loops.wake_kicked()
                 await self._idle.park()
                 continue
-            delivery.on_cancel = scope.cancel
+            threads = self._handlers[delivery.queue.keys.queue].threads
+            delivery.on_cancel = canceller(delivery, threads, scope.cancel)
             await self._attempt(delivery)
             delivery.on_cancel = None
             if machine.kicked or machine.events:
@@ -140,7 +141,7 @@ class Run:
         task = Task(delivery)
         try:
             if handler.threads:
-                value = await self._in_thread(handler, task)
+                value = await self._in_thread(handler, task, delivery)
             else:
                 value = await _call(handler, task)
         except KeyboardInterrupt as interrupt:
@@ -172,7 +173,7 @@ class Run:
         self._attempts.stopped(delivery)
         self.loops.tasks.fail(interrupt)
 
-    async def _in_thread(self, handler: Handler[Callable[[Task], Any]], task: Task) -> object:
+    async def _in_thread(self, handler: Handler[Callable[[Task], Any]], task: Task, delivery: Delivery) -> object:
         """Run a plain function in a thread. Cancelled, it leaves the thread to itself, unless too many hang."""
         hanging = self._limiter.borrowed_tokens - self._awaited
         too_many = hanging >= MAX_HANGING * self.machine.config.concurrency
@@ -182,16 +183,30 @@ class Run:
                 self.loops.who,
                 hanging,
             )
+        token = trio.lowlevel.current_trio_token()
+
+        def run() -> tuple[object, BaseException | None]:
+            outcome = call_in_thread(handler.function, task)
+            if delivery.cancelled and delivery.phase is not Phase.RUNNING and not too_many:
+                with suppress(trio.RunFinishedError):
+                    token.run_sync_soon(self._came_back, delivery)
+            return outcome
+
         self._awaited += 1
         try:
             value, error = await trio.to_thread.run_sync(
-                call_in_thread, handler.function, task, abandon_on_cancel=not too_many, limiter=self._limiter
+                run, abandon_on_cancel=not too_many, limiter=self._limiter
             )
         finally:
             self._awaited -= 1
         if error is not None:
             raise error
         return value
+
+    def _came_back(self, delivery: Delivery) -> None:
+        if delivery.phase is not Phase.RUNNING:
+            self._attempts.late(delivery)
+            self.loops.wake_kicked()
 
     # ---- life ---------------------------------------------------------------------------------------
 
