@@ -9,10 +9,11 @@ from streamfleet.bench import agent, command, scenarios
 from streamfleet.bench.bare import BareConnection
 from streamfleet.bench.orders import PAYLOAD, QUEUE, Order
 from streamfleet.bench.process import AgentFailed, AgentProcess
-from streamfleet.bench.table import ROWS, lines, render
+from streamfleet.bench.table import FLOOR, ROWS, Goal, Row, lines, render
 from streamfleet.bench.usage import usage
 from streamfleet.cli import main
 from streamfleet.embedded import EmbeddedServer
+from streamfleet.errors import MissingExtra
 
 TINY = scenarios.Sizes(rounds=1, backlog=30, each=5, wait_one=5, wait_many=60, slow=3, fast=10, idle_seconds=0.1)
 COARSE = {"server-cpu", "client-cpu", "memory", "worker-cpu-1", "worker-cpu-10", "worker-cpu-100"}
@@ -27,7 +28,7 @@ def options(*argv):
 
 
 def rows_of(text):
-    return {row["scenario"]: row for row in json.loads(text)["rows"]}
+    return {(row["scenario"], row["contender"]): row for row in json.loads(text)["rows"]}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def connection(server):
 def test_every_contender_gives_every_figure_of_the_table(server):
     results = command.measure(server, TINY)
     wanted = {row.key for row in ROWS} - OF_IDLE
-    assert set(results) == set(agent.CONTENDERS)
+    assert set(results) == {FLOOR, *command.SHELLS} == set(agent.CONTENDERS)
     for (figures,) in results.values():
         assert wanted <= set(figures)
         assert all(value > 0 for key, value in figures.items() if key not in COARSE), figures
@@ -112,7 +113,9 @@ def test_the_table_compares_round_by_round_and_tells_what_was_reached():
     assert table["wait-p50"].reached is False
     assert table["memory"].reached, "its goal is absolute"
     head, _, *rest = render(list(table.values()))
-    assert head.split() == ["scenario", "contender", "figure", "floor", "ratio", "goal", "reached"]
+    assert [word.strip() for word in head.split("  ") if word.strip()] == [
+        "scenario", "contender", "figure", "floor", "of floor", "of threads", "goal", "reached"
+    ]  # fmt: skip
     assert [text.split()[-1] for text in rest] == ["yes", "no", "yes"]
 
 
@@ -124,10 +127,36 @@ def test_a_missed_minimum_is_shouted_and_fails_the_check():
     assert not met.failed
 
 
+def test_shells_for_event_loops_have_goals_of_their_own():
+    results = {
+        "floor": [{"drain-1": 100.0, "wait-p50": 10.0, "enqueue-each": 9.0}],
+        "threads": [{"drain-1": 60.0, "wait-p50": 100.0, "enqueue-each": 5.0}],
+        "asyncio": [{"drain-1": 39.0, "wait-p50": 149.0, "enqueue-each": 4.0}],
+        "trio": [{"drain-1": 31.0, "wait-p50": 151.0, "enqueue-each": 4.0}],
+    }
+    table = {(line.row.key, line.contender): line for line in lines(results)}
+    assert [table["drain-1", name].failed for name in command.SHELLS] == [False, True, False]
+    assert table["drain-1", "trio"].of_threads == pytest.approx(31 / 60)
+    assert table["wait-p50", "threads"].of_threads is None
+    assert [table["wait-p50", name].reached for name in command.SHELLS] == [False, True, False]
+    assert [table["enqueue-each", name].reached for name in command.SHELLS] == [False, None, None]
+    without_threads = {name: results[name] for name in ("floor", "asyncio")}
+    (waiting,) = [line for line in lines(without_threads) if line.row.key == "wait-p50"]
+    assert (waiting.of_threads, waiting.reached) == (None, None), "nothing to compare with"
+    assert render([table["wait-p50", "trio"]])[-1].split()[-5:] == ["≤", "1.5", "of", "threads", "no"]
+
+
+def test_a_goal_for_all_shells_holds_for_each():
+    row = Row("memory", "memory", "bytes", Goal(130.0, ""))
+    assert [row.goal(name) for name in command.SHELLS] == [Goal(130.0, "")] * 3
+
+
 def test_the_command_prints_json_with_what_it_was_measured_on(capsys):
     assert command.command(options("--json", "--only", "one by one"), TINY) == 0
     printed = capsys.readouterr().out
-    assert rows_of(printed)["enqueue-each"]["value"] > 0
+    rows = rows_of(printed)
+    assert set(rows) == {("enqueue-each", name) for name in command.SHELLS}
+    assert all(row["value"] > 0 for row in rows.values())
     assert {"date", "machine", "system", "server", "packages", "command"} <= set(json.loads(printed))
 
 
@@ -143,7 +172,31 @@ def test_the_header_tells_how_to_repeat_it(argv):
 def test_it_is_a_command_of_the_command_line(monkeypatch, capsys):
     monkeypatch.setattr(command, "QUICK", TINY)
     assert main(["bench", "--quick", "--json", "--only", "one by one"]) == 0
-    assert rows_of(capsys.readouterr().out)["enqueue-each"]["contender"] == "threads"
+    assert ("enqueue-each", "threads") in rows_of(capsys.readouterr().out)
+
+
+def test_shells_can_be_chosen(capsys):
+    assert command.command(options("--json", "--only", "one by one", "--shells", "trio,asyncio"), TINY) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert list(rows) == [("enqueue-each", "trio"), ("enqueue-each", "asyncio")]
+    with pytest.raises(SystemExit):
+        options("--shells", "asyncio,tornado")
+    assert "'tornado' is none of threads, asyncio, trio" in capsys.readouterr().err
+
+
+def test_a_shell_that_is_not_installed_is_left_out_and_named(monkeypatch, capsys):
+    def without_trio(url, *, shell):
+        if shell == "trio":
+            raise MissingExtra("the trio driver needs 'pip install streamfleet[trio]'")
+
+    monkeypatch.setattr(command, "driver_from_url", without_trio)
+    assert command.command(options("--only", "one by one"), TINY) == 0
+    printed = capsys.readouterr().out
+    assert "trio      left out: the trio driver needs 'pip install streamfleet[trio]'" in printed
+    assert "threads" in printed
+    assert "asyncio" in printed
+    with pytest.raises(MissingExtra, match="trio left out"):
+        command.command(options("--only", "one by one", "--shells", "trio"), TINY)
 
 
 def test_the_command_prints_a_table_with_the_idle_costs(capsys):

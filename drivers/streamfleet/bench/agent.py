@@ -10,13 +10,18 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 from streamfleet.bench.orders import Contender, Order
 
-CONTENDERS = ("floor", "threads")
+CONTENDERS = ("floor", "threads", "asyncio", "trio")
 """Modules of this package, by name."""
+
+
+class NotBegun(Exception):
+    """The benchmark has gone before it said that the agent may begin."""
 
 
 def contender(name: str) -> Contender:
@@ -28,16 +33,22 @@ def contender(name: str) -> Contender:
 def main(argv: Sequence[str]) -> None:
     """Be the agent that the arguments name. Raises what the agent raises."""
     name, role, order = argv
-    agent = contender(name)[role](Order(**json.loads(order)))
-    agent.prepare()
-    print("ready", flush=True)
-    if not sys.stdin.readline():
+    cpu_seconds: list[float] = []
+
+    @contextmanager
+    def measured() -> Iterator[None]:
+        print("ready", flush=True)
+        if not sys.stdin.readline():
+            raise NotBegun
+        before = time.process_time()
+        yield
+        cpu_seconds.append(time.process_time() - before)
+
+    try:
+        report = contender(name)[role](Order(**json.loads(order))).perform(measured)
+    except NotBegun:
         return
-    before = time.process_time()
-    report = agent.run()
-    report["cpu_seconds"] = [time.process_time() - before]
-    report["rss_mb"] = [_peak_rss_mb()]
-    print(json.dumps(report), flush=True)
+    print(json.dumps({**report, "cpu_seconds": cpu_seconds, "rss_mb": [_peak_rss_mb()]}), flush=True)
 
 
 def _peak_rss_mb() -> float:

@@ -17,6 +17,7 @@ from streamfleet.bench.orders import (
     WARM_QUEUE,
     Contender,
     Order,
+    PlainAgent,
     Report,
     age_us,
     paced,
@@ -66,11 +67,8 @@ def _entries(reply: Any) -> list[Any]:
     return entries
 
 
-class _Connected:
+class _Connected(PlainAgent):
     """An agent's beginning."""
-
-    def __init__(self, order: Order) -> None:
-        self.order = order
 
     def prepare(self) -> None:
         """Connect, and send one task to another queue."""
@@ -82,7 +80,7 @@ class Enqueue(_Connected):
     """Many tasks, pipelined."""
 
     def run(self) -> Report:
-        """See `Agent.run`."""
+        """See `PlainAgent.run`."""
         start = time.perf_counter()
         for first in range(0, self.order.tasks, BATCH):
             last = min(first + BATCH, self.order.tasks)
@@ -94,24 +92,18 @@ class EnqueueEach(_Connected):
     """One task at a time, each with its own round trip."""
 
     def run(self) -> Report:
-        """See `Agent.run`."""
+        """See `PlainAgent.run`."""
         start = time.perf_counter()
         for number in range(self.order.tasks):
             self.connection.exchange([_add(number, PAYLOAD)])
         return {"seconds": [time.perf_counter() - start]}
 
 
-class Drain:
+class Drain(PlainAgent):
     """Read a page, call the handler with each task's fields, acknowledge and delete the page."""
 
-    def __init__(self, order: Order) -> None:
-        self.order = order
-
-    def prepare(self) -> None:
-        """See `Agent.prepare`."""
-
     def run(self) -> Report:
-        """See `Agent.run`."""
+        """See `PlainAgent.run`."""
         start = time.perf_counter()
         connection = BareConnection(self.order.url)
         connection.exchange([("XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM")])
@@ -133,19 +125,16 @@ def _handle(task: dict[bytes, bytes]) -> None:
     """The handler of the drain."""
 
 
-class Serve:
+class Serve(PlainAgent):
     """Notify, settle and read on in one write."""
 
-    def __init__(self, order: Order) -> None:
-        self.order = order
-
     def prepare(self) -> None:
-        """See `Agent.prepare`."""
+        """See `PlainAgent.prepare`."""
         self.connection = BareConnection(self.order.url)
         self.connection.exchange([("XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM")])
 
     def run(self) -> Report:
-        """See `Agent.run`."""
+        """See `PlainAgent.run`."""
         ages: list[float] = []
         served = 0
         settle: list[Command] = []
@@ -180,11 +169,8 @@ def _notice(task_id: bytes) -> list[bytes]:
 _COMPLETED = Notification("", NoticeType.COMPLETED)
 
 
-class Wait:
+class Wait(PlainAgent):
     """Tracked tasks: enqueue, delete the notices handled and read on in one write."""
-
-    def __init__(self, order: Order) -> None:
-        self.order = order
 
     def prepare(self) -> None:
         """Connect, and wait for one task."""
@@ -194,7 +180,7 @@ class Wait:
         self._notices.send(1)
 
     def run(self) -> Report:
-        """See `Agent.run`."""
+        """See `PlainAgent.run`."""
         latencies: list[float] = []
         left = self.order.tasks
         start = before = time.perf_counter()
@@ -231,11 +217,8 @@ class Wait:
             got = len(handled)
 
 
-class Pace:
+class Pace(PlainAgent):
     """One task at a time, at a given rate."""
-
-    def __init__(self, order: Order) -> None:
-        self.order = order
 
     def prepare(self) -> None:
         """Connect, and wait for one task."""
@@ -244,7 +227,7 @@ class Pace:
         self.connection = warm.connection
 
     def run(self) -> Report:
-        """See `Agent.run`."""
+        """See `PlainAgent.run`."""
         for number, at in enumerate(paced(self.order)):
             time.sleep(max(0.0, at - time.monotonic()))
             self.connection.exchange([_add(number, stamp())])

@@ -19,7 +19,7 @@ def description(server: EmbeddedServer, command: str) -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()}, {platform.python_implementation()} "
         f"{platform.python_version()}",
         "server": f"{server.engine} {server.version}, embedded, without persistence",
-        "packages": ", ".join(f"{name} {_of(name)}" for name in ("streamfleet", "redis", "hiredis")),
+        "packages": ", ".join(f"{name} {_of(name)}" for name in ("streamfleet", "redis", "hiredis", "trio")),
         "command": command,
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -33,20 +34,38 @@ class Order:
     """Tasks per second."""
 
 
+Measured: TypeAlias = Callable[[], AbstractContextManager[None]]
+"""What is to be measured happens within this: entering it waits until the benchmark says that it may begin."""
+
+
 class Agent(Protocol):
     """One role of a contender, in a process of its own."""
 
+    def perform(self, measured: Measured) -> Report:
+        """Get ready, do the work within ``measured()``, and report. Raises TimeoutError when it takes too long."""
+
+
+class PlainAgent:
+    """An agent without an event loop."""
+
     def __init__(self, order: Order) -> None:
-        """Remember the order."""
+        self.order = order
+
+    def perform(self, measured: Measured) -> Report:
+        """See `Agent.perform`."""
+        self.prepare()
+        with measured():
+            return self.run()
 
     def prepare(self) -> None:
         """Whatever is not to be measured: connect, warm up, begin to serve."""
 
     def run(self) -> Report:
-        """Do it, and report. Raises TimeoutError when it takes too long."""
+        """Do it, and report."""
+        raise NotImplementedError
 
 
-Contender: TypeAlias = Mapping[str, type[Agent]]
+Contender: TypeAlias = Mapping[str, Callable[[Order], Agent]]
 """Agents by role: ``enqueue``, ``enqueue-many`` and ``enqueue-each`` (untracked tasks), ``drain`` (a backlog),
 ``serve`` (until all has come), ``wait`` (tracked tasks, and their outcome), ``pace`` (tasks that say when they
 were enqueued)."""

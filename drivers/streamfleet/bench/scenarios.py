@@ -37,7 +37,7 @@ class Sizes:
     idle_seconds: float = IDLE_SECONDS
 
 
-QUICK = Sizes(rounds=1, backlog=10_000, each=1_500, wait_one=700, wait_many=3_000, slow=20, fast=700)
+QUICK = Sizes(rounds=1, backlog=8_000, each=800, wait_one=400, wait_many=2_000, slow=12, fast=400)
 
 
 class Bench:
@@ -69,16 +69,18 @@ class Bench:
         """Enqueue a backlog, then drain it by one worker process."""
         tasks = self._sizes.backlog
         self._server.exchange([("FLUSHALL",)])
-        with AgentProcess(contender, role, Order(self._url, tasks)) as agent:
-            agent.ready()
+        with (
+            AgentProcess(contender, role, Order(self._url, tasks)) as client,
+            AgentProcess(contender, "drain", Order(self._url, tasks, concurrency=concurrency)) as worker,
+        ):
+            for agent in (client, worker):
+                agent.ready()
             before = usage(self._server)
-            enqueued = agent.run()
+            enqueued = client.run()
             enqueuing = usage(self._server).since(before)
             memory = usage(self._server).memory_bytes - before.memory_bytes
-        with AgentProcess(contender, "drain", Order(self._url, tasks, concurrency=concurrency)) as agent:
-            agent.ready()
             before = usage(self._server)
-            drained = agent.run()
+            drained = worker.run()
             draining = usage(self._server).since(before)
         self._expect_empty()
         figures = {
@@ -121,10 +123,12 @@ class Bench:
     def _served(self, contender: str, role: str, order: Order) -> tuple[Report, Report]:
         self._server.exchange([("FLUSHALL",)])
         served = Order(self._url, order.tasks + 1, concurrency=10)  # one more, for the client warms up
-        with AgentProcess(contender, "serve", served) as worker:
+        with (
+            AgentProcess(contender, "serve", served) as worker,
+            AgentProcess(contender, role, order) as client,
+        ):
             worker.ready().begin()
-            with AgentProcess(contender, role, order) as client:
-                report = client.ready().run()
+            report = client.ready().run()
             return report, worker.report()
 
     def _expect_empty(self) -> None:

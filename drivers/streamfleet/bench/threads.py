@@ -15,6 +15,7 @@ from streamfleet.bench.orders import (
     WARM_QUEUE,
     Contender,
     Order,
+    PlainAgent,
     Report,
     age_us,
     paced,
@@ -34,11 +35,8 @@ def _driver(order: Order) -> Driver:
     return driver
 
 
-class _Connected:
+class _Connected(PlainAgent):
     """An agent's beginning."""
-
-    def __init__(self, order: Order) -> None:
-        self.order = order
 
     def prepare(self) -> None:
         """Connect, and send one task to another queue."""
@@ -50,7 +48,7 @@ class Enqueue(_Connected):
     """Many tasks, one call for each."""
 
     def run(self) -> Report:
-        """See `Agent.run`."""
+        """See `PlainAgent.run`."""
         enqueue = self.client.enqueue
         start = time.perf_counter()
         for _ in range(self.order.tasks):
@@ -63,7 +61,7 @@ class EnqueueMany(_Connected):
     """Many tasks in one call."""
 
     def run(self) -> Report:
-        """See `Agent.run`."""
+        """See `PlainAgent.run`."""
         start = time.perf_counter()
         self.client.enqueue_many(QUEUE, (PAYLOAD for _ in range(self.order.tasks)))
         self.client.flush(WAIT_SECONDS)
@@ -74,21 +72,18 @@ class EnqueueEach(_Connected):
     """One task at a time, each accepted by the server before the next."""
 
     def run(self) -> Report:
-        """See `Agent.run`."""
+        """See `PlainAgent.run`."""
         start = time.perf_counter()
         for _ in range(self.order.tasks):
             self.client.enqueue(QUEUE, PAYLOAD).accepted(WAIT_SECONDS)
         return {"seconds": [time.perf_counter() - start]}
 
 
-class Drain:
+class Drain(PlainAgent):
     """A backlog, from the worker's start until all is settled."""
 
-    def __init__(self, order: Order) -> None:
-        self.order = order
-
     def prepare(self) -> None:
-        """See `Agent.prepare`."""
+        """See `PlainAgent.prepare`."""
         self.worker = Worker(_driver(self.order), concurrency=self.order.concurrency)
         self._all_started = threading.Event()
         number, last, all_started = count(1), self.order.tasks, self._all_started
@@ -99,7 +94,7 @@ class Drain:
                 all_started.set()
 
     def run(self) -> Report:
-        """See `Agent.run`."""
+        """See `PlainAgent.run`."""
         worker = self.worker
         start = time.perf_counter()
         worker.start()
@@ -111,14 +106,11 @@ class Drain:
         return {"seconds": [seconds]}
 
 
-class Serve:
+class Serve(PlainAgent):
     """A worker, until all has come."""
 
-    def __init__(self, order: Order) -> None:
-        self.order = order
-
     def prepare(self) -> None:
-        """See `Agent.prepare`."""
+        """See `PlainAgent.prepare`."""
         self.worker = Worker(_driver(self.order), concurrency=self.order.concurrency)
         self._ages: list[float] = []
         ages = self._ages
@@ -131,17 +123,14 @@ class Serve:
         self.worker.start()
 
     def run(self) -> Report:
-        """See `Agent.run`."""
+        """See `PlainAgent.run`."""
         until(lambda: self.worker.counts.get("completed", 0) >= self.order.tasks, "all tasks served")
         self.worker.stop()
         return {"ages_us": self._ages}
 
 
-class Wait:
+class Wait(PlainAgent):
     """Tracked tasks, and their outcome."""
-
-    def __init__(self, order: Order) -> None:
-        self.order = order
 
     def prepare(self) -> None:
         """Connect, and wait for one task."""
@@ -149,7 +138,7 @@ class Wait:
         self.client.enqueue_tracked(QUEUE, PAYLOAD).wait(WAIT_SECONDS)
 
     def run(self) -> Report:
-        """See `Agent.run`."""
+        """See `PlainAgent.run`."""
         flying: deque[Handle] = deque()
         latencies: list[float] = []
         start = before = time.perf_counter()
@@ -169,7 +158,7 @@ class Pace(Wait):
     """Tasks at a given rate."""
 
     def run(self) -> Report:
-        """See `Agent.run`."""
+        """See `PlainAgent.run`."""
         for at in paced(self.order):
             time.sleep(max(0.0, at - time.monotonic()))
             self.client.enqueue(QUEUE, stamp())
