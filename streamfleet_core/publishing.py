@@ -146,6 +146,7 @@ class Publisher:
             if submission.status is Status.BUFFERED:
                 self._machine.left_buffer(submission)
                 self._machine.pending -= 1
+                self._machine.abandoned += 1
                 self._machine.resolve(submission, Status.CANCELLED)
         self._buffer.clear()
 
@@ -421,7 +422,7 @@ class Publisher:
             if isinstance(reply, ServerError) and classify(reply) is not ErrorKind.GROUP_EXISTS:
                 self._trouble(reply, command, now)
                 return
-        self._receiver.registered(self._entering, now)
+        self._receiver.registered(self._entering, now, created=replies[-1] == b"OK")
 
     def _look(self, submission: Submission) -> Exchange:
         """A retry waits in the schedule, too; but that task has run, and what is cancelled never has."""

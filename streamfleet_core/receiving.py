@@ -87,8 +87,10 @@ class Receiver:
         """May tracked tasks of this queue be sent?"""
         return keys.queue in self._known and not self.forgotten
 
-    def registered(self, queues: list[QueueKeys], now: float) -> None:
-        """The publisher has created the receiver and entered it for these queues."""
+    def registered(self, queues: list[QueueKeys], now: float, *, created: bool) -> None:
+        """The publisher has entered the receiver for these queues, and ``created`` it if it was missing."""
+        if created and self.has_stream and not self.forgotten:
+            self._give_up((Status.ACCEPTED,))
         self.has_stream = True
         self.forgotten = False
         self._known.update(keys.queue for keys in queues)
@@ -211,7 +213,10 @@ class Receiver:
         self._repair = True
         self._next_beat = now
         self._beats = 0
-        under_way = (Status.SENT, Status.ACCEPTED)
+        self._give_up((Status.SENT, Status.ACCEPTED))
+
+    def _give_up(self, under_way: tuple[Status, ...]) -> None:
+        machine = self._machine
         lost = [s for s in machine.tracked.values() if s.status in under_way and s.keys.queue in self._known]
         machine.counts["collected"] += 1
         text = f"this client was taken for dead and its receiver removed; {len(lost)} outcomes may be lost"

@@ -61,6 +61,8 @@ class Reclaimer:
             for queue, consumer in suspects
         ]
         answer = yield commands
+        if grace_over and not safeguards.grace_is_over(self._control.contact_since, answer.now, config.lease):
+            return  # the server was slow to answer: what owners have sent meanwhile comes first
         idle: dict[str, list[PendingEntry]] = {}
         for (queue, _), command, reply in zip(suspects, commands, answer.replies, strict=True):
             if isinstance(reply, ServerError):

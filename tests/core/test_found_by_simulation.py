@@ -335,3 +335,33 @@ def test_entries_of_a_lost_claim_are_looked_for_though_there_is_no_room_for_more
     worker.control.release()
     world.advance(1.0)
     assert len(worker.deliveries) == 2
+
+
+def test_a_slow_server_does_not_let_live_entries_be_taken_over(world):
+    """Between the look at the idle entries and the claim the server was silent; the beats came after both."""
+    owner = world.worker(lease=4.0)
+    world.enqueue("a")
+    world.pump()
+    running = owner.take()
+    other = world.worker(lease=4.0)
+    world.advance(6.0)
+    other.control.hold_at("XPENDING")
+    owner.settle.held = True
+    world.advance(5.0)
+    other.control.release()
+    owner.settle.release()
+    world.advance(1.0)
+    assert world.pending() == {running.entry_id: owner.machine.consumer}
+    assert other.machine.counts["reclaimed"] == 0
+
+
+def test_a_receiver_that_is_created_again_for_another_queue_has_lost_its_notices(world):
+    """Nobody noticed that it had been missing, and waited in vain."""
+    client = world.client("a", "b", heartbeat=10.0)
+    waiting = client.enqueue(queue="a", tracked=True)
+    world.pump()
+    world.call("DEL", receiver_of(client))
+    other = client.enqueue(queue="c", tracked=True)
+    world.advance(1.0)
+    assert waiting.status is Status.UNKNOWN
+    assert other.status is Status.ACCEPTED

@@ -54,7 +54,11 @@ def survey(seeds: Iterable[int], profile: str = "", *, ablation: str = "", first
     report = Report()
     with without(ablation):
         for seed in seeds:
-            result = run(draw(seed, profile))
+            try:
+                result = run(draw(seed, profile))
+            except BaseException as error:
+                error.add_note(f"in the world of seed {seed}")
+                raise
             report.seeds += 1
             report.hours += result.hours
             report.events += result.events

@@ -85,12 +85,14 @@ def _up(world: World) -> None:
 def _slow(world: World, fault: Fault) -> None:
     if world.server.up and not world.server.slow:
         world.server.slow = True
+        world.clock_odd = True
         world.engine.after(fault.amount, world.server.recovered)
 
 
 def _wipe(world: World, fault: Fault) -> None:
     if not world.server.up:
         return
+    world.outage_begins()
     world.server.stop()
     world.server.model.reset()
     world.odd()
@@ -109,6 +111,7 @@ def _failover(world: World, fault: Fault) -> None:
 def _fail_over(world: World, snapshot: object, saved: tuple[object, ...], generation: int) -> None:
     if generation != world.generation or world.calmed:
         return  # another loss came in between
+    world.outage_begins()
     world.server.stop()
     world.server.model.restore(snapshot)  # type: ignore[arg-type]
     world.odd()
@@ -120,7 +123,7 @@ def _fail_over(world: World, snapshot: object, saved: tuple[object, ...], genera
 
 def _jump(world: World, fault: Fault) -> None:
     world.server.jump(fault.amount)
-    world.clock_set = True
+    world.clock_odd = True
     world.jumped_back += max(0.0, -fault.amount)
     world.odd()
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from streamfleet_core.connection import Argument
 from streamfleet_core.events import Event, EventKind
+from streamfleet_core.state import IllegalTransition
 
 from . import faults
 from .engine import Engine
@@ -80,8 +81,8 @@ class World:
         self.outage_began: float | None = None
         self.outage_ended: float | None = None
         self.jumped_back = 0.0
-        self.clock_set = False
-        """Has somebody set the server's clock?"""
+        self.clock_odd = False
+        """Has somebody set the server's clock, or was it slow to tell the time?"""
         self.gave_up_closing: set[str] = set()
         self.workers: list[WorkerProcess] = []
         self.workers_by_name: dict[str, WorkerProcess] = {}
@@ -178,7 +179,10 @@ class World:
     def run(self) -> Result:
         """Live through it."""
         with suppress(Stop):
-            self._live()
+            try:
+                self._live()
+            except IllegalTransition as defect:
+                self.violated("transition", str(defect))
         self.counts["tasks"] = len(self.observer.wishes)
         self.counts["runs"] = len(self.observer.runs)
         self.counts["terminal"] = sum(len(record.ended) for record in self.observer.records.values())
