@@ -1,0 +1,325 @@
+"""The checker itself: each invariant's check fails on a history that breaks it.
+
+The histories are written by hand, command by command, past all machines.
+"""
+
+import pytest
+
+from streamfleet_core.keys import GROUP, queue_keys, receiver_key
+from streamfleet_core.state import Delivery, QueueState
+from streamfleet_core.submission import Status
+from streamfleet_core.wire import Task, decode_task, encode_task, pack_fields
+
+from .network import Wire
+from .plan import Act, Attempt, Plan, TaskPlan
+from .verdict import judge_end, undrained
+from .world import World
+
+KEYS = queue_keys("q0")
+TASK = TaskPlan(0, 0.0, 0, 0, (Attempt(Act.OK, 0.01),), tracked=True, max_retries=1)
+
+
+class Owner:
+    """Stands for a loop."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def disturbed(self):
+        pass
+
+
+class Stage:
+    """A world without workers of its own, in which a test acts."""
+
+    def __init__(self, **plan):
+        self.world = World(Plan(seed=0, profile="checker", tasks=(TASK,), **plan))
+        self.world._tasks = {0: TASK}
+        self.world.start_client(0)
+        (self.client,) = self.world.clients
+        self.client.enqueue(TASK)
+        (self.submission,) = self.client.handles.values()
+        self.id = self.submission.id
+        self.observer = self.world.observer
+        self.wires = {}
+        self.do("nobody settle", "XGROUP", "CREATE", KEYS.stream, GROUP, "0", "MKSTREAM")
+
+    def do(self, who, *command):
+        wire = self.wires.get(who)
+        if wire is None:
+            wire = Wire(self.world.server, Owner(who), self.world.random(who), self.observer)
+            self.wires[who] = wire
+        self.observer.actor = wire
+        return wire.session.execute(command)
+
+    def transaction(self, who, *commands):
+        self.do(who, "MULTI")
+        for command in commands:
+            self.do(who, *command)
+        return self.do(who, "EXEC")
+
+    def entry(self, retries=0):
+        task = Task(self.id, "q0", "c", b"0", max_retries=1, retries=retries)
+        return ("XADD", KEYS.stream, "*", *encode_task(task))
+
+    def enqueue(self, retries=0):
+        return self.do("c0.1 publish", *self.entry(retries))
+
+    def ran(self, entry_id=b"1-1", act=Act.OK, worker="w0.1"):
+        queue = QueueState(KEYS)
+        fields = list(self.entry()[3:])
+        delivery = Delivery(queue, entry_id, decode_task(fields, "q0"), fields, None, 0.0)
+        run = self.observer.run_started(Owner(worker), delivery)
+        if act is not None:
+            self.observer.run_ended(run, act)
+
+    def end(self, entry_id):
+        self.do("w0.1 settle", "XDEL", KEYS.stream, entry_id)
+
+    @property
+    def violated(self):
+        return {invariant for invariant, _ in self.world.violations}
+
+
+@pytest.fixture
+def stage():
+    return Stage()
+
+
+def test_a_good_history_violates_nothing(stage):
+    entry = stage.enqueue()
+    stage.ran(entry, Act.FAIL)
+    retry = stage.transaction("w0.1 settle", stage.entry(1), ("XDEL", KEYS.stream, entry))[0]
+    stage.ran(retry)
+    stage.end(retry)
+    assert stage.violated == set()
+    assert stage.observer.records[stage.id].ended == ["completed"]
+
+
+def test_i1_a_task_that_is_gone_without_a_trace(stage):
+    stage.submission.status = Status.ACCEPTED
+    judge_end(stage.world)
+    assert "I1" in stage.violated
+
+
+def test_i1_a_task_that_never_ends(stage):
+    stage.enqueue()
+    assert "still alive" in undrained(stage.world)
+    judge_end(stage.world)
+    assert {"I1", "I13"} <= stage.violated
+
+
+def test_i2_a_task_that_ends_twice(stage):
+    for _ in range(2):
+        entry = stage.enqueue()
+        stage.ran(entry)
+        stage.end(entry)
+    assert "I2" in stage.violated
+
+
+def test_i2_a_dead_letter_of_a_task_that_lives_on(stage):
+    entry = stage.enqueue()
+    stage.do("w0.1 settle", "XADD", KEYS.dead, "*", *stage.entry()[3:])
+    assert entry
+    assert "I2" in stage.violated
+
+
+def test_i3_an_attempt_that_was_left_out(stage):
+    entry = stage.enqueue()
+    stage.transaction("w0.1 settle", stage.entry(2), ("XDEL", KEYS.stream, entry))
+    assert "I3" in stage.violated
+
+
+def test_i4_two_live_entries(stage):
+    stage.enqueue()
+    stage.enqueue()
+    assert "I4" in stage.violated
+
+
+def test_i4_a_live_entry_and_one_in_the_schedule(stage):
+    stage.enqueue()
+    body = pack_fields(list(stage.entry()[3:]))
+    stage.transaction(
+        "w0.1 settle", ("ZADD", KEYS.schedule, 5, stage.id), ("HSET", KEYS.scheduled, stage.id, body)
+    )
+    assert "I4" in stage.violated
+
+
+def test_i5_a_cancelled_task_that_had_run(stage):
+    stage.ran()
+    stage.client.machine.resolve(stage.submission, Status.CANCELLED)
+    assert "I5" in stage.violated
+
+
+def test_i5_a_cancelled_task_that_runs(stage):
+    stage.client.machine.resolve(stage.submission, Status.CANCELLED)
+    stage.ran()
+    assert "I5" in stage.violated
+
+
+def test_i6_a_completed_task_that_never_ran(stage):
+    stage.end(stage.enqueue())
+    assert "I6" in stage.violated
+
+
+def test_i7_a_handle_that_is_resolved_twice(stage):
+    stage.observer.terminal_kinds[stage.id] = {"completed"}
+    for _ in range(2):
+        stage.client.machine.resolve(stage.submission, Status.COMPLETED)
+    assert stage.violated == {"I7"}
+
+
+def test_i7_a_handle_that_is_never_resolved(stage):
+    entry = stage.enqueue()
+    stage.ran(entry)
+    stage.end(entry)
+    stage.client.machine.pending = 0
+    assert "still waits" in undrained(stage.world)
+
+
+def test_a_handle_that_is_told_what_has_not_happened(stage):
+    stage.client.machine.resolve(stage.submission, Status.COMPLETED)
+    assert stage.violated == {"untrue"}
+
+
+def reclaim(stage):
+    """A worker's entry is taken over after a lease, though nothing has happened to it."""
+    stage.world.start_worker(0)
+    (worker,) = stage.world.workers
+    stage.enqueue()
+    entry = stage.do("w0.1 read", "XREADGROUP", "GROUP", GROUP, worker.name, "STREAMS", KEYS.stream, ">")[0][1][0][
+        0
+    ]
+    stage.world.engine.now += 10.0
+    for loop in worker.loops:
+        loop.quiet_since = 0.0
+    return worker, lambda: stage.do("w1.1 control", "XCLAIM", KEYS.stream, GROUP, "w1.1", 3000, entry)
+
+
+def test_i8_a_healthy_workers_entry_that_is_taken_over(stage):
+    _, claim = reclaim(stage)
+    assert claim()
+    assert stage.violated == {"I8"}
+
+
+@pytest.mark.parametrize("trouble", ["crash", "suspend", "partition"])
+def test_i8_says_nothing_of_workers_in_trouble(stage, trouble):
+    worker, claim = reclaim(stage)
+    getattr(worker, trouble)()
+    assert claim()
+    assert stage.violated == set()
+
+
+def test_i8_an_entry_that_is_taken_over_right_after_an_outage(stage):
+    worker, claim = reclaim(stage)
+    stage.world.outage_began, stage.world.outage_ended = 7.0, 9.5
+    worker.loops[0].quiet_since = 9.6
+    assert claim()
+    assert stage.violated == {"I8"}
+
+
+def test_i11_more_retries_than_allowed(stage):
+    entry = stage.enqueue()
+    for retries in (1, 2):
+        replies = stage.transaction("w0.1 settle", stage.entry(retries), ("XDEL", KEYS.stream, entry))
+        entry = replies[0]
+    assert stage.violated == {"I11"}
+
+
+def test_i11_more_runs_of_an_entry_than_it_may_be_delivered(stage):
+    entry = stage.enqueue()
+    for _ in range(stage.world.max_deliveries):
+        stage.ran(entry, None)
+    assert stage.violated == set()
+    stage.ran(entry, None)
+    assert stage.violated == {"I11"}
+
+
+def test_i11_a_task_that_is_dead_lettered_for_deliveries_that_it_has_not_had(stage):
+    entry = stage.enqueue()
+    letter = ("XADD", KEYS.dead, "*", *stage.entry()[3:], "dead_reason", "delivered 5 times")
+    stage.transaction("w0.1 settle", letter, ("XDEL", KEYS.stream, entry))
+    assert stage.violated == {"I11"}
+
+
+def test_i12_a_notice_that_brings_a_receiver_back(stage):
+    stage.do("w0.1 settle", "XADD", receiver_key("gone"), "*", "type", "completed")
+    assert stage.violated == {"I12"}
+
+
+def test_i12_a_client_that_is_collected_though_it_beats(stage):
+    stage.do("c0.1 receive", "ZADD", KEYS.receivers, 5, "c0.1")
+    stage.world.engine.now += 1.0
+    stage.do("w0.1 control", "ZREM", KEYS.receivers, "c0.1")
+    assert stage.violated == {"I12"}
+
+
+def test_i12_a_key_that_is_left(stage):
+    stage.do("somebody", "SET", "streamfleet:stray", "x")
+    judge_end(stage.world)
+    assert "I12" in stage.violated
+
+
+def test_a_task_that_nobody_enqueued(stage):
+    task = Task("00000000-0000-7000-8000-000000000000", "q0", "c", b"0")
+    stage.do("c0.1 publish", "XADD", KEYS.stream, "*", *encode_task(task))
+    judge_end(stage.world)
+    assert "unexpected" in stage.violated
+
+
+def test_expiry_before_its_time():
+    stage = Stage()
+    stage.observer.wishes[stage.id].expires_at = 100.0
+    stage.client.machine.resolve(stage.submission, Status.EXPIRED)
+    assert stage.violated == {"expiry"}
+
+
+def test_expiry_that_is_ignored(stage):
+    stage.observer.wishes[stage.id].expires_at = 1.0
+    stage.world.engine.now = 3.0
+    stage.ran()
+    assert stage.violated == {"expiry"}
+
+
+def test_i16_a_loss_that_is_reported_though_nothing_was_lost(stage):
+    from streamfleet_core.events import EventKind
+
+    stage.client.machine.emit(EventKind.MARKER_REGRESSED, "lost")
+    stage.client.after_step()
+    assert stage.violated == {"I16"}
+
+
+def test_a_loss_that_its_client_could_have_repaired(stage):
+    stage.enqueue()
+    stage.submission.status = Status.ACCEPTED
+    stage.world.lost(dict(stage.observer.records))
+    stage.observer.wiped()
+    stage.world.engine.now += 1.0
+    stage.do("c0.1 publish", "HINCRBY", KEYS.producer("c0.1"), "e", 1)
+    judge_end(stage.world)
+    assert "I1" in stage.violated
+
+
+def test_a_loss_that_nobody_could_repair_is_counted_and_forgiven(stage):
+    stage.enqueue()
+    stage.submission.status = Status.ACCEPTED
+    stage.world.lost(dict(stage.observer.records))
+    stage.observer.wiped()
+    stage.client.crash()
+    judge_end(stage.world)
+    assert "I1" not in stage.violated
+    assert stage.world.counts["lost"] == 1
+
+
+def test_a_history_goes_back_with_the_server(stage):
+    snapshot, saved = stage.world.server.model.snapshot(), stage.observer.save()
+    entry = stage.enqueue()
+    stage.ran(entry)
+    stage.end(entry)
+    stage.world.server.model.restore(snapshot)
+    stage.observer.load(saved)
+    stage.wires.clear()
+    entry = stage.enqueue()
+    stage.ran(entry)
+    stage.end(entry)
+    assert stage.violated == set()

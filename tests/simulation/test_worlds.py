@@ -1,0 +1,162 @@
+"""Worlds: a fixed set and a fresh one, the same story twice, and each safeguard taken away."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .ablations import ABLATIONS, without
+from .campaign import survey
+from .cli import main
+from .plan import PROFILES, Act, Attempt, Fault, Kind, Network, Plan, TaskPlan, draw
+from .shrink import describe, shrink
+from .world import run
+
+FIXED = 120
+FRESH = 80
+
+
+def test_a_fixed_set_of_worlds_violates_nothing():
+    report = survey(range(FIXED))
+    assert report.violating == {}
+    assert report.seeds == FIXED
+    assert report.counts["faults"] > FIXED
+    assert report.counts["reclaimed"] > 0
+
+
+def test_a_fresh_set_of_worlds_violates_nothing():
+    first = random.SystemRandom().randrange(10**6, 10**9)
+    report = survey(range(first, first + FRESH))
+    commands = [f"make simulate SEED={seed}" for seed in report.violating]
+    assert not commands, f"{commands}: {list(report.violating.values())[0][0]}"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_worlds_of_every_sort_do_something(profile):
+    report = survey(range(4), profile)
+    assert report.violating == {}
+    assert report.counts["terminal"] > 0
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_without_a_safeguard_invariants_break(name):
+    """Stops at the first violation; that all is well with the safeguard is shown on the same world."""
+    ablation = ABLATIONS[name]
+    report = survey(range(ablation.within), ablation.profile, ablation=name, first_only=True)
+    assert report.violating, f"{ablation.within} worlds without {name}, and nothing was violated"
+    (seed,) = report.violating
+    assert run(draw(seed, ablation.profile)).violations == []
+
+
+def test_taking_a_safeguard_away_ends_with_its_block():
+    from streamfleet_core import safeguards
+
+    for name, ablation in ABLATIONS.items():
+        before = {function: getattr(safeguards, function) for function in ablation.replacements}
+        with without(name):
+            assert all(getattr(safeguards, function) is not original for function, original in before.items())
+        assert all(getattr(safeguards, function) is original for function, original in before.items())
+
+
+@pytest.mark.parametrize("seed", [3, 17, 58])
+def test_a_seed_tells_the_same_story_each_time(seed):
+    one, other = run(draw(seed), hashed=True), run(draw(seed), hashed=True)
+    assert one.digest == other.digest != ""
+    assert one.events == other.events
+    assert run(draw(seed + 1), hashed=True).digest != one.digest
+
+
+def test_a_story_does_not_depend_on_the_process_that_tells_it():
+    program = "from simulation.plan import draw; from simulation.world import run; print(run(draw(58), hashed=True).digest)"
+    digests = set()
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        digests.add(done.stdout.strip())
+    assert digests == {run(draw(58), hashed=True).digest}
+
+
+# ---- by hand ----------------------------------------------------------------------------------------
+
+
+def task(number: int, *script: Attempt, **more: object) -> TaskPlan:
+    return TaskPlan(number, 0.5, 0, 0, script or (Attempt(Act.OK, 0.01),), **more)
+
+
+def world(*tasks: TaskPlan, faults: tuple[Fault, ...] = (), **more: object) -> Plan:
+    return Plan(seed=1, profile="by hand", tasks=tasks, faults=faults, horizon=8.0, **more)
+
+
+def test_without_faults_each_task_runs_once():
+    result = run(world(*(task(number, tracked=True) for number in range(20))))
+    assert result.violations == []
+    assert (result.counts["tasks"], result.counts["runs"], result.counts["terminal"]) == (20, 20, 20)
+    assert result.counts["reclaimed"] == result.counts["recovered"] == 0
+
+
+def test_a_task_that_kills_its_workers_ends_among_the_dead_letters():
+    result = run(world(task(0, Attempt(Act.POISON, 0.1)), workers=3))
+    assert result.violations == []
+    assert result.counts["runs"] == 5
+    assert result.counts["DEAD_LETTERED"] == 1
+
+
+def test_a_killed_workers_task_runs_elsewhere():
+    faults = (Fault(1.0, Kind.CRASH_WORKER, 0, 60.0), Fault(1.0, Kind.CRASH_WORKER, 1, 0.1))
+    result = run(world(task(0, Attempt(Act.OK, 2.0)), faults=faults))
+    assert result.violations == []
+    assert result.counts["runs"] == 2
+    assert result.counts["recovered"] == 1
+
+
+def test_a_server_that_loses_everything_gets_back_what_clients_keep():
+    faults = (Fault(1.0, Kind.WIPE, 0, 0.5),)
+    result = run(world(*(task(number, Attempt(Act.OK, 3.0)) for number in range(8)), faults=faults))
+    assert result.violations == []
+    assert result.counts["MARKER_REGRESSED"] == 1
+    assert result.counts["terminal"] == 8
+    assert result.counts["lost"] == 0
+
+
+# ---- the essence, and the command -------------------------------------------------------------------
+
+
+def test_a_violating_world_is_reduced_to_its_essence():
+    with without("marker"):
+        plan = draw(1, "lossy")
+        invariant = run(plan).violations[0][0]
+        smallest = shrink(plan, invariant, tries=150)
+        assert any(name == invariant for name, _ in run(smallest).violations)
+    assert len(smallest.tasks) <= 2 < len(plan.tasks)
+    assert f"task {smallest.tasks[0].number}" in describe(smallest)
+
+
+def test_the_command_ends_with_its_figures(capsys):
+    assert main(["--seeds", "3", "--profile", "calm"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("3 seeds, 0 violations, ")
+    assert last.endswith(" events")
+
+
+def test_the_command_tells_how_to_replay_a_violation(capsys):
+    assert main(["--without", "marker", "--seeds", "2", "--no-shrink"]) == 1
+    told = capsys.readouterr().out
+    assert "make simulate SEED=0 WITHOUT=marker" in told
+    assert "2 seeds, 0 violations" not in told
+
+
+def test_the_command_tells_the_story_of_one_seed(capsys):
+    assert main(["--seed", "5", "--profile", "crashes"]) == 0
+    told = capsys.readouterr().out
+    assert "CRASH_WORKER" in told
+    assert "server accepts task" in told
+    assert told.splitlines()[-1].startswith("1 seeds, 0 violations, ")
+
+
+def test_networks_are_calm_or_not():
+    assert Network().calm
+    assert not Network(late=0.1).calm
