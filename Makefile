@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: setup test chaos demo lint types coverage mutants docs clean simulate
+.PHONY: setup test chaos demo lint types coverage mutants docs clean simulate conformance
 
 setup: $(STAMP)
 
@@ -66,6 +66,11 @@ bench: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/make_state.py docs/reference/state.md
 	$(BIN)/python docs/make_faults.py docs/explanation/faults.md
+	$(BIN)/python docs/make_support.py
+
+# The conformance suite over every shell, driver and server that is here; writes docs/reference/support.md.
+conformance: $(STAMP)
+	$(BIN)/python docs/make_support.py run
 
 clean:
 	rm -rf $(VENV) dist build mutants

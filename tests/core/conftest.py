@@ -114,6 +114,8 @@ class Wire:
             assert self.session is not None
             if self.on_send is not None:
                 self.on_send(action)
+            # Servers do not mind; whoever compares names, in a shell or a driver, does.
+            assert all(word(command[0]).isupper() for command in action.commands), action.commands
             self.sent.append(action.commands)
             self.flight = Flight(world, self.session, action)
             if self._hold_at in self.flight.names:

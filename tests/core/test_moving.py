@@ -153,13 +153,14 @@ def test_an_unknown_outcome_needs_no_handling(world, applied):
 
 
 def test_a_task_without_a_body_is_dropped_and_told(world):
-    world.call("ZADD", KEYS.schedule, 1, "ghost")
+    world.call("ZADD", KEYS.schedule, 1, b"ghost\xff")
     schedule(world, "a", -1)
     worker = mover(world)
     assert ids(world) == ["a"]
     assert left(world) == (0, 0)
     (event,) = worker.events(EventKind.SCHEDULE_BROKEN)
-    assert "ghost" in event.text
+    assert "ghost\ufffd" in event.text
+    assert event.data["queue"] == "q"
 
 
 def test_a_body_that_cannot_be_read_becomes_a_dead_letter(world):
@@ -221,3 +222,42 @@ def test_a_schedule_that_becomes_another_type_stops_the_worker(world):
     world.advance(4)
     assert isinstance(worker.machine.refusal, WrongKeyType)
     assert KEYS.schedule.decode() in str(worker.machine.refusal)
+
+
+def test_a_body_hash_that_becomes_another_type_stops_the_worker(world):
+    worker = mover(world)
+    world.call("ZADD", KEYS.schedule, 1, "a")
+    world.call("SET", KEYS.scheduled, "mine")
+    world.advance(4)
+    assert isinstance(worker.machine.refusal, WrongKeyType)
+    assert KEYS.scheduled.decode() in str(worker.machine.refusal)
+    assert "HMGET" in str(worker.machine.refusal)
+
+
+def moving_exchanges(worker):
+    """The names of each exchange that has to do with the schedule."""
+    sent = [[command[0] for command in exchange] for exchange in worker.control.sent]
+    return [names for names in sent if {"ZRANGE", "ZRANGEBYSCORE", "HMGET", "ZREM", "UNWATCH"}.intersection(names)]
+
+
+MOVE = [["WATCH", "TIME", "ZRANGEBYSCORE"], ["HMGET"], ["MULTI", "ZREM", "HDEL", "XADD", "SET", "EXEC"]]
+
+
+def test_a_move_costs_one_look_and_three_exchanges(world):
+    schedule(world, "a", -1)
+    worker = mover(world)
+    assert moving_exchanges(worker) == [["ZRANGE"], *MOVE]
+
+
+def test_a_later_task_costs_no_second_look(world):
+    schedule(world, "a", -1)
+    schedule(world, "b", 50)
+    worker = mover(world, poll_interval=60, lease=300)
+    assert moving_exchanges(worker) == [["ZRANGE"], *MOVE]
+
+
+def test_a_task_that_is_not_due_is_only_looked_at(world):
+    schedule(world, "a", 7)
+    worker = mover(world, poll_interval=2)
+    world.advance(6.5)
+    assert moving_exchanges(worker) == [["ZRANGE"]] * 4

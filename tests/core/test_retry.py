@@ -172,3 +172,47 @@ def test_whatever_a_task_carries_gives_a_policy(most, delay, backoff, bound, jit
 @pytest.mark.parametrize("text", [b"inf", b"-inf", b"nan", b"1e999", b"", b"\xff", b"1,5", b"0.5"])
 def test_a_strange_factor_counts_as_constant(text):
     assert policy_of(task(retry_delay_ms=1000, extra={F_BACKOFF: text})).delay_ms(9, 0.5) == 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "factor", "max_delay", "jitter"),
+    [
+        (b"2", 2, MAX_DELAY, 0),
+        (b"2/5000", 2, 5, 0),
+        (b"2/5000/0.5", 2, 5, 0.5),
+        (b"/5000/0.5", 1, 5, 0.5),
+        (b"2//0.5", 2, MAX_DELAY, 0.5),
+        (b"1e9/5000/7", 1e6, 5, 1),
+        (b"2/5/-1", 2, 1, 0),
+        (b"2/5000/0.5/of a later version", 2, 5, 0),
+    ],
+)
+def test_each_part_of_the_extra_field_is_read_for_itself(text, factor, max_delay, jitter):
+    policy = policy_of(task(retry_delay_ms=1000, extra={F_BACKOFF: text}))
+    assert (policy.delay, policy.factor, policy.max_delay, policy.jitter) == (1, factor, max_delay, jitter)
+
+
+def test_a_policy_that_was_read_is_one_that_may_be_written():
+    policy = policy_of(task(extra={F_BACKOFF: b"1e9"}))
+    assert RetryPolicy(factor=policy.factor).factor == 1e6
+    with pytest.raises(InvalidTask, match="factor"):
+        RetryPolicy(factor=1e6 + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ({"max_retries": True}, "or None for ever, got True"),
+        ({"max_retries": -7}, "got -7"),
+        ({"max_retries": 10**20}, f"got {10**20}"),
+        ({"max_retries": 10**20 + 1}, "got a number of more than 20 digits"),
+        ({"max_retries": -(10**5000)}, "got a number of more than 20 digits"),
+        ({"delay": "soon"}, "delay must be a number, got str: 'soon'"),
+        ({"delay": True}, "delay must be a number, got bool: True"),
+        ({"jitter": 1.5}, "jitter must be from 0 to 1, got 1.5"),
+    ],
+)
+def test_a_refusal_shows_the_value_that_was_given(how, text):
+    with pytest.raises(InvalidTask) as refused:
+        RetryPolicy(**how)
+    assert text in str(refused.value)

@@ -64,3 +64,23 @@ def test_doubt_holds_against_any_fence():
 
 def test_it_shows_itself():
     assert repr(delivery()) == "<Delivery b'1-0' READY None>"
+
+
+def test_after_a_broken_connection_nothing_of_before_is_known_to_be_ours():
+    queue = QueueState(queue_keys("q"), fence=b"token")
+    held = Delivery(queue, b"1-0", None, [], b"token", 0.0)
+    queue.in_flight[held.entry_id] = held
+    asked = queue.broken
+    assert queue.fence_since(b"token", asked) == b"token"
+    queue.disconnected()
+    assert queue.fence is UNKNOWN
+    assert held.fence is UNKNOWN
+    assert queue.fence_since(b"token", asked) is UNKNOWN
+
+
+def test_each_break_of_the_connection_counts():
+    queue = QueueState(queue_keys("q"))
+    queue.disconnected()
+    asked = queue.broken
+    queue.disconnected()
+    assert queue.fence_since(b"token", asked) is UNKNOWN
