@@ -208,14 +208,14 @@ class Receiver:
         machine.resolve(submission, STATUS[notice.type])
 
     def _collected(self, now: float) -> None:
-        """Others took us for dead: what was notified meanwhile is lost, so nobody may hang on it."""
-        machine = self._machine
+        """Others took us for dead, or somebody removed our receiver: make it anew."""
         self._repair = True
         self._next_beat = now
         self._beats = 0
         self._give_up((Status.SENT, Status.ACCEPTED))
 
     def _give_up(self, under_way: tuple[Status, ...]) -> None:
+        """What was notified while there was no receiver is lost, so nobody may hang on it."""
         machine = self._machine
         lost = [s for s in machine.tracked.values() if s.status in under_way and s.keys.queue in self._known]
         machine.counts["collected"] += 1

@@ -104,6 +104,7 @@ def test_i1_a_task_that_is_gone_without_a_trace(stage):
 
 def test_i1_a_task_that_never_ends(stage):
     stage.enqueue()
+    stage.client.machine.pending = 0
     assert "still alive" in undrained(stage.world)
     judge_end(stage.world)
     assert {"I1", "I13"} <= stage.violated
@@ -187,9 +188,8 @@ def reclaim(stage):
     stage.world.start_worker(0)
     (worker,) = stage.world.workers
     stage.enqueue()
-    entry = stage.do("w0.1 read", "XREADGROUP", "GROUP", GROUP, worker.name, "STREAMS", KEYS.stream, ">")[0][1][0][
-        0
-    ]
+    read = ("XREADGROUP", "GROUP", GROUP, worker.name, "STREAMS", KEYS.stream, ">")
+    [[_, [[entry, _]]]] = stage.do("w0.1 read", *read)
     stage.world.engine.now += 10.0
     for loop in worker.loops:
         loop.quiet_since = 0.0

@@ -31,7 +31,7 @@ def test_a_fresh_set_of_worlds_violates_nothing():
     first = random.SystemRandom().randrange(10**6, 10**9)
     report = survey(range(first, first + FRESH))
     commands = [f"make simulate SEED={seed}" for seed in report.violating]
-    assert not commands, f"{commands}: {list(report.violating.values())[0][0]}"
+    assert not commands, f"{commands}: {report.violating}"
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -70,7 +70,8 @@ def test_a_seed_tells_the_same_story_each_time(seed):
 
 
 def test_a_story_does_not_depend_on_the_process_that_tells_it():
-    program = "from simulation.plan import draw; from simulation.world import run; print(run(draw(58), hashed=True).digest)"
+    program = "from simulation.plan import draw; from simulation.world import run\n"
+    program += "print(run(draw(58), hashed=True).digest)"
     digests = set()
     for hash_seed in ("1", "2"):
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONHASHSEED": hash_seed}
