@@ -140,6 +140,8 @@ class ClientMachine:
         self.refused_since: list[Submission] = []
         """Refused tasks that nobody has been told of yet."""
         self.closing = False
+        self.abandoned = 0
+        """Tasks that were given up at the end, because they could not be sent in time."""
         self._entropy = b""
         self._entropy_at = 0
         self._slot_of = slot_of

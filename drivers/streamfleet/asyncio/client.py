@@ -223,18 +223,22 @@ class Client:
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until the server has accepted all that was enqueued (``timeout`` in seconds; None: without end).
 
-        Raises TimeoutError, NotAccepted when single tasks were refused, and a ServerRefused when the server
-        will not work with this client.
+        Raises TimeoutError, NotAccepted when single tasks were refused, Closed when the client was closed before
+        it could send them, and a ServerRefused when the server will not work with this client.
         """
         self._check_entered()
         machine = self._machine
         if not await self._wait_until(lambda: machine.pending == 0, timeout):
             self._check_alive()
+            if self._ended:
+                raise Closed("this client was closed meanwhile")
             error = next((link.last_error for link in machine.links if link.last_error), "")
             raise TimeoutError(
                 f"{machine.pending:,} tasks were not accepted within {timeout or 0.0:g} s"
                 + (f"; last trouble: {error}" if error else "")
             )
+        if machine.abandoned:
+            raise Closed(f"this client was closed with {machine.abandoned:,} tasks not sent")
         refused, machine.refused_since = machine.refused_since, []
         if refused:
             raise NotAccepted(

@@ -20,7 +20,7 @@ from streamfleet.task import payload_bytes
 from streamfleet_core.client import PLAIN, ClientMachine, Options
 from streamfleet_core.config import ClientConfig
 from streamfleet_core.connection import Driver
-from streamfleet_core.errors import NotAccepted
+from streamfleet_core.errors import Closed, NotAccepted
 from streamfleet_core.events import Event, EventKind
 from streamfleet_core.options import task_options
 from streamfleet_core.retry import RetryPolicy
@@ -71,6 +71,8 @@ class Client:
         self._loops = Loops("client", self._machine, self._driver, self._after)
         self._changed = threading.Condition(self._loops.lock)
         self._waiting = 0
+        self._waiters: WeakSet[threading.Condition] = WeakSet()
+        """On which handles wait; to be woken when the client ends."""
         self._closing = False
         self._ended = False
         self._unsent = 0
@@ -147,19 +149,22 @@ class Client:
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the server has accepted all that was enqueued (``timeout`` in seconds; None: without end).
 
-        Raises TimeoutError, NotAccepted when single tasks were refused, and a ServerRefused when the server
-        will not work with this client.
+        Raises TimeoutError, NotAccepted when single tasks were refused, Closed when the client was closed before
+        it could send them, and a ServerRefused when the server will not work with this client.
         """
         machine = self._machine
         with self._loops.lock:
             deadline = None if timeout is None else monotonic() + timeout
             if not self._wait_until(lambda: machine.pending == 0, deadline):
                 self._check_alive()
+                self._check_open()
                 error = next((link.last_error for link in machine.links if link.last_error), "")
                 raise TimeoutError(
                     f"{machine.pending:,} tasks were not accepted within {timeout:g} s"
                     + (f"; last trouble: {error}" if error else "")
                 )
+            if machine.abandoned:
+                raise Closed(f"this client was closed with {machine.abandoned:,} tasks not sent")
             refused, machine.refused_since = machine.refused_since, []
         if refused:
             raise NotAccepted(
@@ -181,13 +186,12 @@ class Client:
 
     def _cancel(self, submission: Submission, timeout: float | None) -> bool:
         with self._loops.lock:
-            if submission.waiter is None:
-                submission.waiter = threading.Condition(self._loops.lock)
             self._machine.cancel(submission)
             self._loops.after_step()
             deadline = None if timeout is None else monotonic() + timeout
             if not self._wait_until(lambda: not submission.cancelling, deadline):
                 self._check_alive()
+                self._check_open()
                 raise TimeoutError(f"no answer within {timeout:g} s whether task {submission.id} was cancelled")
             return submission.status is Status.CANCELLED
 
@@ -225,9 +229,7 @@ class Client:
                 report = Event(EventKind.NOT_ACCEPTED, f"closed with {unsent:,} tasks not sent", {"tasks": unsent})
                 machine.events.append(report)
                 self._loops.after_step()
-            for waiting in list(machine.tracked.values()):
-                if isinstance(waiting.waiter, threading.Condition):
-                    waiting.waiter.notify_all()
+            self._wake_waiters()
         self._loops.join()
         return unsent
 
@@ -270,6 +272,24 @@ class Client:
                 waiter.notify_all()
         if self._waiting:
             self._changed.notify_all()
+        if machine.refusal is not None:
+            self._wake_waiters()
+
+    def _waiter_of(self, submission: Submission) -> threading.Condition:
+        """On which to wait for a change of the submission. The lock is held."""
+        waiter = submission.waiter
+        if not isinstance(waiter, threading.Condition):
+            waiter = submission.waiter = threading.Condition(self._loops.lock)
+            self._waiters.add(waiter)
+        return waiter
+
+    def _wake_waiters(self) -> None:
+        for waiter in self._waiters:
+            waiter.notify_all()
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise Closed("this client was closed meanwhile")
 
     def _check_alive(self) -> None:
         """Raises why the server refuses this client. The lock is held."""

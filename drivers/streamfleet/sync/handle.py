@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -82,10 +81,7 @@ class Handle:
             return
         deadline = None if timeout is None else monotonic() + timeout
         with client._loops.lock:
-            if submission.waiter is None:
-                submission.waiter = threading.Condition(client._loops.lock)
-            waiter = submission.waiter
-            assert isinstance(waiter, threading.Condition), "a waiter of another shell"
+            waiter = client._waiter_of(submission)
             while submission.status in until_not:
                 client._check_alive()
                 if client._ended:
