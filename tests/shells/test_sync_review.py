@@ -1,5 +1,6 @@
 """Defects of the shell for threads that a review has found."""
 
+import logging
 import threading
 
 import pytest
@@ -88,3 +89,25 @@ def test_who_flushes_without_end_is_told_that_the_client_was_closed(eventually):
     assert isinstance(waiting.outcome(), Closed)
     with pytest.raises(Closed, match="1 tasks not sent"):
         client.flush()
+
+
+def test_a_log_handler_may_enqueue():
+    """It waited for the lock that its own thread held."""
+    done = threading.Event()
+
+    class Ship(logging.Handler):
+        def emit(self, record):
+            client.enqueue("logs", record.getMessage())
+            done.set()
+
+    driver = Gate(NotSent("nobody"))
+    driver.opened.set()
+    client = Client(driver)
+    ship = Ship()
+    logging.getLogger("streamfleet").addHandler(ship)
+    try:
+        client.enqueue("q", "x")
+        assert done.wait(WAIT)
+    finally:
+        logging.getLogger("streamfleet").removeHandler(ship)
+    assert Elsewhere(lambda: client.close(0)).outcome() is None

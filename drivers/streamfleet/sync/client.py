@@ -136,6 +136,7 @@ class Client:
             submission = machine.enqueue(queue, payload, monotonic(), options, tracked=tracked)
             if machine.kicked or machine.new_links or machine.events:
                 loops.after_step()
+                loops.tell()
         return Handle(self, submission)
 
     def _wait_for_room(self) -> None:
@@ -230,6 +231,7 @@ class Client:
                 machine.events.append(report)
                 self._loops.after_step()
             self._wake_waiters()
+            self._loops.tell()
         self._loops.join()
         return unsent
 

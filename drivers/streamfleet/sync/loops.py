@@ -82,10 +82,10 @@ class Loop:
                 now = monotonic()
                 action = loops.machine.step(self._link, now)
                 loops.after_step()
+                told = loops.tell()
                 if type(action) is Sleep:
-                    if self._link.kicked:
-                        continue  # by what its own step has led to
-                    self.woken.wait(min(action.until - now, LONGEST_WAIT))
+                    if not told and not self._link.kicked:  # by what its own step has led to
+                        self.woken.wait(min(action.until - now, LONGEST_WAIT))
                     continue
                 self._blocked = type(action) is Exchange and action.blocking
                 return action
@@ -156,10 +156,23 @@ class Loops:
             if loop is not None:
                 loop.woken.notify()
         self._after()
+
+    def tell(self) -> bool:
+        """Log what the machine tells. The lock is held, and released meanwhile; False: there was nothing.
+
+        A log handler may be slow, and it may enqueue: beats must not wait for it, nor it for this lock.
+        """
         events = self.machine.events
-        if events:
-            report(self.who, list(events))
-            events.clear()
+        if not events:
+            return False
+        told = list(events)
+        events.clear()
+        self.lock.release()
+        try:
+            report(self.who, told)
+        finally:
+            self.lock.acquire()
+        return True
 
     def interrupt_finished(self) -> None:
         """End blocking reads that serve nothing any more. The lock is held."""

@@ -200,7 +200,8 @@ class _Run:
                 if delivery is None:
                     if machine.kicked or machine.events:
                         self.loops.after_step()
-                    self._rest()
+                    if not self.loops.tell():
+                        self._rest()
                     now = monotonic()
                     continue
                 if self._idle and machine.ready:
@@ -219,6 +220,7 @@ class _Run:
                     report(delivery)
                 if machine.kicked or machine.events:
                     self.loops.after_step()
+                    self.loops.tell()
                 if self._replaced and delivery in self._replaced:
                     self._replaced.discard(delivery)
                     return
