@@ -240,7 +240,8 @@ def test_what_may_pass_is_waited_for(bench, line):
     bench.link.trouble(ServerError(line), ("SET", "k", "v"), 0.0)
     assert bench.link.refusal is None
     assert bench.kinds() == [EventKind.BACKING_OFF]
-    assert line in bench.events[0].text
+    assert bench.events[0].text == f"settle: {line}"
+    assert bench.events[0].data == {"role": "settle"}
     assert isinstance(bench.link.step(0.0), Sleep)
 
 
@@ -280,6 +281,7 @@ def test_a_refused_connection_ends_the_link(bench):
     bench.link.connect_failed(AuthenticationFailed("wrong password"), 0.0)
     assert bench.link.step(0.0) == Finished()
     assert bench.kinds() == [EventKind.REFUSED]
+    assert (bench.events[0].text, bench.events[0].data) == ("wrong password", {"role": "settle"})
 
 
 def test_an_error_is_explained_before_there_was_a_connection(bench):
@@ -294,7 +296,8 @@ def test_an_outage_is_told_once_whatever_the_number_of_links(bench):
         link.connect_failed(NotSent("refused"), float(number))
     links[0].connect_failed(NotSent("refused"), 3.0)
     assert bench.kinds() == [EventKind.DISCONNECTED]
-    assert "refused" in bench.events[0].text
+    assert bench.events[0].text == "no connection to the server: refused"
+    assert bench.events[0].data == {"role": "settle"}
     assert links[1].last_error == "refused"
     for number, link in enumerate(links):
         assert bench.kinds() == [EventKind.DISCONNECTED]

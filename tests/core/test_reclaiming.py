@@ -305,3 +305,98 @@ def test_entries_of_several_queues(world):
     worker = world.worker("q", "b")
     world.advance(2 * LEASE)
     assert {d.queue.keys.queue for d in worker.deliveries} == {"q", "b"}
+
+
+def test_of_several_reclaimed_entries_the_oldest_goes_first(world):
+    ids = abandon(world, 3)
+    worker = world.worker(concurrency=3)
+    world.advance(2 * LEASE)
+    assert [worker.take().entry_id for _ in ids] == ids
+
+
+def test_what_was_claimed_is_known_to_be_ours(world):
+    ids = abandon(world, 2, consumer=b"old\xff")
+    worker = world.worker(concurrency=2)
+    history = [exchange for exchange in worker.read.sent if b"0" in exchange[-1]]
+    assert len(history) == 1
+    worker.settle.frozen = True  # or it would verify them meanwhile
+    world.advance(2 * LEASE)
+    assert [d.fence for d in worker.deliveries] == [world.value(KEYS.fence)] * len(ids)
+    assert [exchange for exchange in worker.read.sent if b"0" in exchange[-1]] == history
+
+
+def read_no_more(world, worker):
+    """Let others take new entries; until then nothing more is remembered of the broken connection."""
+    worker.read.lose()
+    worker.read.frozen = True
+    world.advance(2 * LEASE)
+
+
+def test_each_takeover_is_told_with_its_owners_and_counted(world):
+    abandon(world, 2, consumer=b"old\xff")
+    abandon(world, 1, consumer="older")
+    worker = world.worker(concurrency=5)
+    world.advance(2 * LEASE)
+    read_no_more(world, worker)
+    abandon(world, 1, consumer="another")
+    world.advance(2 * LEASE)
+    assert worker.machine.counts["reclaimed"] == 4
+    first, second = worker.events(EventKind.RECLAIMED)
+    assert first.text == "q: took 3 entries over from older, old\ufffd"
+    assert first.data == {"queue": "q", "entries": 3, "owners": {"old\ufffd": 2, "older": 1}}
+    assert second.data == {"queue": "q", "entries": 1, "owners": {"another": 1}}
+
+
+def test_an_entry_is_left_alone_until_it_has_been_idle_for_the_whole_lease(world):
+    worker = world.worker(scan_interval=0.01)
+    read_no_more(world, worker)
+    abandon(world)
+    world.advance(LEASE - 0.1)
+    assert worker.machine.counts["reclaimed"] == 0
+    asked = [c for c in scans(worker, "XPENDING") if "IDLE" in c]
+    assert {c[c.index("IDLE") + 1] for c in asked} == {int(LEASE * 1000)}
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_short_lease_is_looked_after_twice_in_its_time(world, busy):
+    worker = world.worker(lease=1.0, scan_interval=60.0, concurrency=1)
+    world.advance(5)
+    if busy:
+        world.enqueue()
+        world.pump()
+        worker.take()
+    before = len(scans(worker))
+    world.advance(10)
+    assert 19 <= len(scans(worker)) - before <= 21
+
+
+@pytest.mark.parametrize("name", ["XINFO", "XPENDING"])
+def test_a_queue_that_cannot_be_looked_at_does_not_hide_the_next_one(world, name):
+    other = queue_keys("b")
+    world.call("XGROUP", "CREATE", other.stream, GROUP, "0", "MKSTREAM")
+    abandon(world)
+    world.enqueue("other", "b")
+    world.call("XREADGROUP", "GROUP", GROUP, "dead", "STREAMS", other.stream, ">")
+    worker = world.worker("q", "b", concurrency=2)
+    world.advance(0.9 * LEASE)
+    world.denials.append(
+        lambda command: "LOADING the dataset" if command[0] == name and KEYS.stream in command else None
+    )
+    world.advance(LEASE)
+    assert [d.task.id for d in worker.deliveries] == ["other"]
+
+
+def test_a_refused_look_names_its_key(world):
+    abandon(world)
+    worker = world.worker()
+    world.refuse("NOPERM No permissions to access a key", "XPENDING")
+    world.advance(2 * LEASE)
+    assert KEYS.stream.decode() in str(worker.machine.refusal)
+
+
+def test_entries_that_are_all_in_hand_cost_no_look(world):
+    worker = world.worker()
+    world.enqueue()
+    world.advance(2 * LEASE)
+    assert worker.deliveries
+    assert [c for c in scans(worker, "XPENDING") if "IDLE" in c] == []
