@@ -26,18 +26,18 @@ class Sizes:
     """How much of everything; numbers of tasks unless told otherwise."""
 
     rounds: int = 3
-    backlog: int = 30_000
-    each: int = 4_000
-    wait_one: int = 2_000
-    wait_many: int = 10_000
-    slow: int = 40
+    backlog: int = 20_000
+    each: int = 3_000
+    wait_one: int = 1_500
+    wait_many: int = 6_000
+    slow: int = 30
     """At 20 per second."""
-    fast: int = 1_500
+    fast: int = 1_200
     """At 1,000 per second."""
     idle_seconds: float = IDLE_SECONDS
 
 
-QUICK = Sizes(rounds=1, backlog=8_000, each=800, wait_one=400, wait_many=2_000, slow=12, fast=400)
+QUICK = Sizes(rounds=1, backlog=6_000, each=800, wait_one=400, wait_many=2_000, slow=12, fast=400)
 
 
 class Bench:
