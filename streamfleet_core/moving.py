@@ -89,30 +89,55 @@ class Mover:
             if results is not None:
                 self._machine.counts["moved"] += len(due)
                 self._report_missing(queue, due, bodies.replies[0])
+                failed = _first_error(Answer(results, answer.sent, answer.now), commands[1:-1])
+                if failed:
+                    yield from self._put_back(queue, due, bodies.replies[0], results[2:-1], server_ms)
+                    trouble(self._control.link, *failed, answer.now)
+                    return
             if later is not None:
                 return
 
     def _moves(self, queue: QueueState, due: list[bytes], bodies: Reply) -> list[Command]:
         keys = queue.keys
         commands: list[Command] = [("ZREM", keys.schedule, *due), ("HDEL", keys.scheduled, *due)]
-        for task_id, body in zip(due, bodies if isinstance(bodies, list) else [], strict=True):
+        for task_id, body in zip(due, _list(bodies), strict=True):
             if not isinstance(body, bytes):
                 continue
             try:
-                commands.append(("XADD", keys.stream, "*", *unpack_fields(body)))
+                fields = unpack_fields(body)
+                if not fields or len(fields) % 2:
+                    raise Undecodable(f"{len(fields)} parts do not make fields and values")
+                commands.append(("XADD", keys.stream, "*", *fields))
             except Undecodable as problem:
                 reason = f"undecodable in the schedule: {problem}".encode(errors="backslashreplace")
                 commands.append(("XADD", keys.dead, "*", b"id", task_id, b"data", body, F_REASON, reason))
         commands.append(("SET", keys.moves, self._machine.token()))
         return commands
 
+    def _put_back(
+        self, queue: QueueState, due: list[bytes], bodies: Reply, added: list[Reply], server_ms: int
+    ) -> Steps:
+        """MULTI does not roll back: what left the schedule, and no stream has taken, exists only here now."""
+        moved = [pair for pair in zip(due, _list(bodies), strict=True) if isinstance(pair[1], bytes)]
+        rows: list[Command] = []
+        for (task_id, body), result in zip(moved, added, strict=True):
+            if isinstance(result, ServerError) and isinstance(body, bytes):
+                rows.append(("ZADD", queue.keys.schedule, server_ms, task_id))
+                rows.append(("HSET", queue.keys.scheduled, task_id, body))
+        if rows:
+            yield rows
+
     def _report_missing(self, queue: QueueState, due: list[bytes], bodies: Reply) -> None:
         """Only once the move has gone through: another mover may have taken the body along with the row."""
-        for task_id, body in zip(due, bodies if isinstance(bodies, list) else [], strict=True):
+        for task_id, body in zip(due, _list(bodies), strict=True):
             if not isinstance(body, bytes):
                 name = task_id.decode(errors="replace")
                 text = f"{queue.keys.queue}: scheduled task {name} has no body; dropped"
                 self._machine.emit(EventKind.SCHEDULE_BROKEN, text, queue=queue.keys.queue)
+
+
+def _list(reply: Reply) -> list[Reply]:
+    return reply if isinstance(reply, list) else []
 
 
 def _score(score: Reply) -> float:
@@ -121,7 +146,7 @@ def _score(score: Reply) -> float:
 
 def _split(reply: Reply, server_ms: int) -> tuple[list[bytes], float | None]:
     """The ids that are due, and when the first later one is (None: none seen, there may be more)."""
-    flat = reply if isinstance(reply, list) else []
+    flat = _list(reply)
     due: list[bytes] = []
     for task_id, score in zip(flat[::2], flat[1::2], strict=True):
         if _score(score) > server_ms:

@@ -3,9 +3,11 @@
 import pytest
 
 from streamfleet_core.config import MAX_DELAY
+from streamfleet_core.errors import WrongKeyType
 from streamfleet_core.keys import GROUP, queue_keys
 from streamfleet_core.state import Phase
 from streamfleet_core.submission import Status
+from streamfleet_core.wire import Task, encode_task, pack_fields
 
 KEYS = queue_keys("q")
 FULL = "OOM command not allowed when used memory > 'maxmemory'."
@@ -175,3 +177,39 @@ def test_a_full_server_is_drained_although_a_settlement_is_in_doubt(world, in_tr
     worker.succeed(running)
     world.pump()
     assert worker.machine.counts["completed"] == 2
+
+
+# ---- schedule ---------------------------------------------------------------------------------------
+
+
+def schedule(world, task_id, body):
+    world.call("ZADD", KEYS.schedule, world.server_ms(), task_id)
+    world.call("HSET", KEYS.scheduled, task_id, body)
+
+
+def test_a_due_task_that_its_stream_does_not_take_stays_in_the_schedule(world):
+    """It had left the schedule in the same transaction, and was gone without a word."""
+    worker = world.worker()
+    worker.read.frozen = True
+    world.call("DEL", KEYS.stream)
+    world.call("SET", KEYS.stream, "mine")
+    body = pack_fields(encode_task(Task("t", "q", "c", b"")))
+    schedule(world, "broken", "no task")
+    schedule(world, "t", body)
+    world.advance(3)
+    assert world.call("HGETALL", KEYS.scheduled) == [b"t", body]
+    assert world.call("ZRANGE", KEYS.schedule, 0, -1) == [b"t"]
+    assert [letter[b"id"] for letter in world.dead()] == [b"broken"]
+    assert isinstance(worker.machine.refusal, WrongKeyType)
+
+
+@pytest.mark.parametrize("parts", [[], [b"id"]])
+def test_a_row_of_the_schedule_that_makes_no_entry_stops_nobody(world, parts):
+    """XADD refused it, and each worker that met it took that for a refusal to work with it."""
+    worker = world.worker()
+    schedule(world, "bad", pack_fields(parts))
+    schedule(world, "good", pack_fields(encode_task(Task("good", "q", "c", b""))))
+    world.advance(3)
+    assert worker.machine.refusal is None
+    assert worker.take().task.id == "good"
+    assert [letter[b"id"] for letter in world.dead()] == [b"bad"]
