@@ -238,7 +238,7 @@ FEATURES = [
         "Its handlers are told to stop before others may take over",
         (
             CORE + "test_worker_machine.py::test_handlers_are_told_to_stop_before_others_take_their_tasks_over",
-            SHELLS + "test_mirrors_life.py::"
+            SHELLS + "mirrors/test_handlers.py::"
             "test_a_handler_without_contact_to_the_server_is_cancelled_and_its_task_runs_again",
         ),
     ),

@@ -1,15 +1,17 @@
-"""The conformance suite over every driver of the threads shell and the servers that are here."""
+"""The conformance suite over each shell and driver, each kind of server once; `make conformance` runs all cells."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from streamfleet_conformance.servers import available
 
-AT_ONCE = 5
+AT_ONCE = 6
 """A cell mostly waits for leases: two cores are not busy with it."""
 LONGEST = 300.0
 """Seconds for one cell on a busy machine."""
@@ -18,17 +20,21 @@ OPTIONAL = ("redis-7.0",)
 """Servers that come with the system rather than from a wheel: run where they are."""
 
 CELLS = [
-    ("redis", "valkey-9.1"),
-    ("redis", "redis-8.2"),
-    ("valkey", "valkey-9.1"),
-    *(("redis", server) for server in OPTIONAL if server in available()),
-    ("memory", "memory"),
-    ("fake", "fakeredis"),
+    ("sync", "redis", "valkey-9.1"),
+    ("sync", "valkey", "redis-8.2"),
+    ("asyncio", "redis", "redis-8.2"),
+    ("asyncio", "valkey", "valkey-9.1"),
+    ("trio", "trio", "valkey-9.1"),
+    *(("sync", "redis", server) for server in OPTIONAL if server in available()),
+    ("sync", "memory", "memory"),
+    ("sync", "fake", "fakeredis"),
+    ("asyncio", "memory", "memory"),
+    ("trio", "memory", "memory"),
 ]
 
 
-def run_cell(driver, server, path):
-    command = [sys.executable, "-m", "streamfleet_conformance", "--shell", "sync", "--driver", driver]
+def run_cell(shell, driver, server, path):
+    command = [sys.executable, "-m", "streamfleet_conformance", "--shell", shell, "--driver", driver]
     done = subprocess.run(
         [*command, "--server", server, "--json", str(path)],
         capture_output=True,
@@ -67,4 +73,26 @@ def test_the_suite_passes(runs, cell):
     # Nothing is left unsupported but for a reason that the driver has declared.
     unsupported = [case for case in results["cases"] if case["outcome"] == "not supported"]
     assert all(case["detail"].startswith("the driver declares as missing") for case in unsupported)
-    assert bool(unsupported) == (cell[0] in ("memory", "fake"))
+    assert bool(unsupported) == (cell[1] in ("memory", "fake"))
+
+
+SUPPORT = Path(__file__).parents[2] / "docs" / "reference" / "support.json"
+FIGURES = ("passed", "not_supported", "missing")
+
+
+@pytest.mark.parametrize("cell", CELLS, ids="-on-".join)
+def test_the_page_on_support_says_the_same(runs, cell):
+    """What `make conformance` has written is what this cell gives now."""
+    kept = {(c["shell"], c["driver"], c["server"]): c for c in json.loads(SUPPORT.read_text("utf-8"))}
+    _, results = runs[cell].result()
+    said = {name: kept[cell][name] for name in FIGURES}
+    assert said == {name: results[name] for name in FIGURES}, "run `make conformance`"
+
+
+def test_the_page_on_support_is_made_from_its_results():
+    path = SUPPORT.parents[1] / "make_support.py"
+    spec = importlib.util.spec_from_file_location("make_support", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = SUPPORT.with_name("support.md").read_text("utf-8")
+    assert page == module.page(json.loads(SUPPORT.read_text("utf-8"))), "run `make docs`"
