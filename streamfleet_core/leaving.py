@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from streamfleet_core.connection import Command, ServerError
 from streamfleet_core.keys import GROUP
-from streamfleet_core.procedure import Steps
+from streamfleet_core.procedure import Steps, transaction
 from streamfleet_core.replies import parse_pending
 from streamfleet_core.settlement import release
 from streamfleet_core.state import RELEASED_IDLE_MS, QueueState
@@ -16,7 +16,8 @@ def farewell(queues: list[QueueState], consumer: bytes) -> Steps:
     """Give back what is left in our pending entries list, and remove a consumer that has nothing there.
 
     A read that was cut at the end may have put entries into the list that nobody here knows of. Entries keep
-    their consumer; it is then swept a day later.
+    their consumer; it is then swept a day later. Such a read may even be answered right before the consumer goes;
+    entries that went with it are claimed anew.
     """
     for queue in queues:
         stream, start, left = queue.keys.stream, b"-", False
@@ -33,4 +34,9 @@ def farewell(queues: list[QueueState], consumer: bytes) -> Steps:
             if ids:
                 yield [release(stream, consumer, ids)]
         if not left:
-            yield [("XGROUP", "DELCONSUMER", stream, GROUP, consumer)]
+            last_look: Command = ("XPENDING", stream, GROUP, "-", "+", PAGE, consumer)
+            end = transaction([last_look, ("XGROUP", "DELCONSUMER", stream, GROUP, consumer)])
+            result = (yield [("UNWATCH",), *end]).replies[-1]
+            rows = parse_pending(result[0]) if isinstance(result, list) and isinstance(result[0], list) else []
+            if rows:
+                yield [release(stream, consumer, [row.entry_id for row in rows], "FORCE")]

@@ -213,3 +213,20 @@ def test_a_row_of_the_schedule_that_makes_no_entry_stops_nobody(world, parts):
     assert worker.machine.refusal is None
     assert worker.take().task.id == "good"
     assert [letter[b"id"] for letter in world.dead()] == [b"bad"]
+
+
+# ---- leaving ----------------------------------------------------------------------------------------
+
+
+def test_an_entry_that_a_cut_read_brings_at_the_last_moment_is_given_back(world):
+    """It went with the consumer, and ran only after somebody had looked for entries without an owner."""
+    worker = world.worker()
+    worker.read.lose(late=True)  # half open: the server still waits for a task
+    worker.stop()
+    worker.settle.hold_at("XGROUP")
+    world.enqueue()
+    worker.settle.release()
+    assert worker.ended
+    other = world.worker()
+    world.advance(5)
+    assert other.take().task.id == "t1"
