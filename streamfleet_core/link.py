@@ -216,7 +216,10 @@ class Link:
         if now < self._resume_at:
             return self._sleep(self._resume_at)
         if not self._connected:
-            return Connect(CONNECT_TIMEOUT) if self.duty.wanted() else self._sleep(self.duty.deadline())
+            if self.duty.wanted():
+                return Connect(CONNECT_TIMEOUT)
+            self._outage.back(self.role, self.slot, now)
+            return self._sleep(self.duty.deadline())
         batch = self.duty.pull(now)
         if batch is not None:
             self._in_flight = True
@@ -225,7 +228,6 @@ class Link:
             return Finished()
         if not self.duty.wanted():
             self._connected = False
-            self._outage.back(self.role, self.slot, now)
             return Disconnect()
         return self._sleep(max(self._resume_at, self.duty.deadline()))
 

@@ -57,7 +57,7 @@ class ScriptedDuty:
         self.on_replies(replies, now)
 
     def lost(self, *, sent, now):
-        self.heard.append(("lost", sent))
+        self.heard.append(("lost", sent, now))
 
 
 class Bench:
@@ -162,8 +162,10 @@ def test_a_lost_batch_is_known_to_be_lost_or_not(bench, unknown):
     bench.duty.batches = [BATCH]
     bench.link.step(0.0)
     bench.link.connection_lost(OSError("reset"), outcome_unknown=unknown, now=1.0)
-    assert bench.duty.heard[-1] == ("lost", unknown)
+    assert bench.duty.heard[-1] == ("lost", unknown, 1.0)
     assert not bench.link.connected_now
+    assert bench.link.last_error == "reset"
+    assert bench.events[-1].text == "no connection to the server: reset"
 
 
 def test_an_idle_connection_that_breaks_had_nothing_in_flight(bench):
@@ -172,7 +174,7 @@ def test_an_idle_connection_that_breaks_had_nothing_in_flight(bench):
     bench.link.step(0.0)
     bench.link.replies_received([b"PONG"], 0.5)
     bench.link.connection_lost(OSError("reset"), outcome_unknown=True, now=1.0)
-    assert bench.duty.heard[-1] == ("lost", False)
+    assert bench.duty.heard[-1] == ("lost", False, 1.0)
 
 
 def test_a_break_after_the_end_is_no_outage(bench):
@@ -292,16 +294,16 @@ def test_an_error_is_explained_before_there_was_a_connection(bench):
 def test_an_outage_is_told_once_whatever_the_number_of_links(bench):
     links = [bench.link, bench.another(Role.READ), bench.another(Role.CONTROL)]
     for number, link in enumerate(links):
-        link.step(0.0)
-        link.connect_failed(NotSent("refused"), float(number))
-    links[0].connect_failed(NotSent("refused"), 3.0)
+        link.step(100.0)
+        link.connect_failed(NotSent("refused"), 100.0 + number)
+    links[0].connect_failed(NotSent("refused"), 103.0)
     assert bench.kinds() == [EventKind.DISCONNECTED]
     assert bench.events[0].text == "no connection to the server: refused"
     assert bench.events[0].data == {"role": "settle"}
     assert links[1].last_error == "refused"
     for number, link in enumerate(links):
         assert bench.kinds() == [EventKind.DISCONNECTED]
-        link.connected(IDENTITY, 10.0 + number)
+        link.connected(IDENTITY, 110.0 + number)
     assert bench.kinds() == [EventKind.DISCONNECTED, EventKind.RECONNECTED]
     assert bench.events[1].data == {"seconds": 12.0}
     assert bench.events[1].text == "connected again after 12.0 s; more"
@@ -319,6 +321,20 @@ def test_a_link_that_is_not_needed_any_more_does_not_keep_an_outage_up(bench):
     other.connected(IDENTITY, 6.0)
     assert other.step(6.0) == Disconnect()
     assert bench.kinds()[-1] is EventKind.RECONNECTED
+
+
+def test_a_link_that_is_down_and_not_needed_any_more_does_not_keep_an_outage_up(bench):
+    """As a client's receiving link, when the last task that was waited for is given up meanwhile."""
+    others = ScriptedDuty()
+    publish = Link(Role.PUBLISH, 0, others, lambda: 1.0, bench.events.append, bench.outage, bench.kicks.append)
+    for link in (bench.link, publish):
+        link.step(0.0)
+        link.connect_failed(NotSent("refused"), 0.0)
+    bench.duty.is_wanted = False
+    assert bench.link.step(5.0) == Sleep(FOREVER)
+    assert bench.kinds() == [EventKind.DISCONNECTED], "the other one is still down"
+    publish.connected(IDENTITY, 7.0)
+    assert bench.kinds() == [EventKind.DISCONNECTED, EventKind.RECONNECTED]
 
 
 def test_a_pause_that_was_asked_for_is_kept(bench):
