@@ -32,6 +32,8 @@ from streamfleet_core.wire import AT_DATA, AT_EXPIRES, AT_ID, Task, encode_task
 
 DEFAULT_RETRY = RetryPolicy()
 MAX_TEMPLATES = 100
+MAX_UNTOLD = 1000
+"""Refused tasks that are kept for whoever flushes; nobody may."""
 IDS_PER_DRAW = 128
 """Ids whose entropy is drawn at once."""
 
@@ -138,7 +140,7 @@ class ClientMachine:
         self.pending = 0
         """Tasks that the server has not accepted yet, wherever they are."""
         self.refused_since: list[Submission] = []
-        """Refused tasks that nobody has been told of yet."""
+        """Refused tasks that nobody has been told of yet, the first of them."""
         self.closing = False
         self.abandoned = 0
         """Tasks that were given up at the end, because they could not be sent in time."""
@@ -341,7 +343,8 @@ class ClientMachine:
         self.pending -= 1
         submission.error = why
         self.counts["refused"] += 1
-        self.refused_since.append(submission)
+        if len(self.refused_since) < MAX_UNTOLD:
+            self.refused_since.append(submission)
         text = f"task {submission.id} for queue {submission.keys.queue!r} was not accepted: {why}"
         self.emit(EventKind.NOT_ACCEPTED, text, task=submission.id, queue=submission.keys.queue)
         self.resolve(submission, Status.REFUSED)

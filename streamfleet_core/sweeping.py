@@ -99,8 +99,12 @@ class Sweeper:
                 yield from self._restore(queue)
 
     def _is_our_turn(self, queue: QueueState) -> bool:
-        """Of n workers, one in n does it each time."""
-        peers = len(self._control.reclaimer.consumers.get(queue.keys.queue, ()))
+        """Of n live workers, one in n does it each time. The dead are listed for a day, and do nothing."""
+        config = self._machine.config
+        silent = 2000 * max(config.lease, config.block)
+        rows = self._control.reclaimer.consumers.get(queue.keys.queue, ())
+        idle = [row.get(b"idle") for row in rows]
+        peers = sum(1 for ms in idle if isinstance(ms, int) and ms < silent)
         return self._machine.random() * max(peers, 1) < 1.0
 
     def _restore(self, queue: QueueState) -> Steps:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from streamfleet_core.client import MAX_UNTOLD
 from streamfleet_core.config import MAX_DELAY
 from streamfleet_core.errors import WrongKeyType
 from streamfleet_core.keys import GROUP, queue_keys
@@ -230,3 +231,31 @@ def test_an_entry_that_a_cut_read_brings_at_the_last_moment_is_given_back(world)
     other = world.worker()
     world.advance(5)
     assert other.take().task.id == "t1"
+
+
+# ---- bounds -----------------------------------------------------------------------------------------
+
+
+def test_refused_tasks_that_nobody_asks_for_are_not_kept_without_end(world):
+    client = world.client()
+    world.call("SET", KEYS.stream, "mine")
+    for _ in range(6):
+        for _ in range(500):
+            client.enqueue(b"x")
+        world.pump()
+    assert client.machine.counts["refused"] == 3000
+    assert len(client.machine.refused_since) == MAX_UNTOLD
+
+
+def test_dead_consumers_take_no_turn_in_looking_for_entries_without_an_owner(world):
+    """After a day of restarts nobody's turn came for hours."""
+    world.call("XGROUP", "CREATE", KEYS.stream, GROUP, "0", "MKSTREAM")
+    for number in range(1000):
+        world.call("XGROUP", "CREATECONSUMER", KEYS.stream, GROUP, f"dead:{number}")
+    world.now += 3600
+    worker = world.worker()
+    world.enqueue()
+    world.pump()
+    world.call("XGROUP", "DELCONSUMER", KEYS.stream, GROUP, worker.machine.consumer)
+    world.advance(worker.machine.config.sweep_interval * 3)
+    assert worker.machine.counts["adopted"] == 1
