@@ -316,7 +316,7 @@ def test_of_several_reclaimed_entries_the_oldest_goes_first(world):
 
 def test_what_was_claimed_is_known_to_be_ours(world):
     ids = abandon(world, 2, consumer=b"old\xff")
-    worker = world.worker(concurrency=2)
+    worker = world.worker(concurrency=5)  # there is room, so it goes on reading
     history = [exchange for exchange in worker.read.sent if b"0" in exchange[-1]]
     assert len(history) == 1
     worker.settle.frozen = True  # or it would verify them meanwhile

@@ -17,6 +17,7 @@ from streamfleet_core.wire import (
     decode_task,
     encode_notification,
     encode_task,
+    has_failed,
     pack_fields,
     unpack_fields,
 )
@@ -374,3 +375,23 @@ def test_an_error_text_always_encodes_and_decodes():
 def test_a_bad_notification_is_undecodable(fields, reason):
     with pytest.raises(Undecodable, match=reason):
         decode_notification(fields)
+
+
+@pytest.mark.parametrize("zero", [b"00", b"-0", b"+0"])
+def test_nothing_may_be_written_at_length(zero):
+    task = decode_task(base(expires_ts=zero, retry_delay=zero, retries=zero), "q")
+    assert (task.expires_ms, task.retry_delay_ms, task.retries) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("packed", "failed"),
+    [
+        (pack_fields(base(retries=b"0")), False),
+        (pack_fields(base(retries=b"1")), True),
+        (pack_fields([*base(retries=b"0"), b"odd one out"]), False),
+        (b"no packing", True),
+        (b"", True),
+    ],
+)
+def test_what_may_have_run_counts_as_a_retry(packed, failed):
+    assert has_failed(packed) is failed
