@@ -72,7 +72,7 @@ def bare_commands(deliveries: list[tuple[Delivery, Phase]], consumer: bytes, you
         if phase is Phase.SETTLING:
             commands += [("XDEL", stream, entry_id), ("XACK", stream, GROUP, entry_id)]
         elif phase is Phase.RELEASING:
-            commands.append(release(stream, consumer, [entry_id], "RETRYCOUNT", count_back(delivery)))
+            commands.append(release(stream, consumer, [entry_id], *count_back(delivery)))
         else:
             commands.append(("XCLAIM", stream, GROUP, consumer, young_ms, entry_id, "JUSTID"))
     return commands

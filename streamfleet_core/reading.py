@@ -214,7 +214,8 @@ class Reader:
             entries = [e for reply in replies for e in parse_read(reply).get(queue.keys.stream, [])]
             ids = [entry_id for entry_id, _ in entries]
             alive = [entry for entry in entries if entry[0] not in ended]
-            self._machine.received(queue, alive, queue.fence_since(*self._fences[name]), self._sent_at)
+            fence = queue.fence_since(*self._fences[name])
+            self._machine.received(queue, alive, fence, self._sent_at, history=True)
         if question.part is Part.MISSING or self._cursors.get(name) != question.cursor:
             return  # in the latter case it is all to be read again
         if ids:

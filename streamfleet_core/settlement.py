@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from streamfleet_core import outcomes
 from streamfleet_core.connection import Command, Reply
@@ -11,6 +12,7 @@ from streamfleet_core.state import RELEASED_IDLE_MS, Delivery, Phase, Verdict
 
 # CPython 3.11 finds members through a descriptor: slow where it is done for each task.
 _COMMITTING, _RELEASING, _COMPLETED = Phase.COMMITTING, Phase.RELEASING, Verdict.COMPLETED
+Options: TypeAlias = tuple[str | int, ...]
 _ALIVE = (Phase.READY, Phase.RUNNING, Phase.SETTLING)
 
 
@@ -72,21 +74,27 @@ def build(chosen: list[Delivery], beats: list[Delivery], consumer: bytes, server
 
 def _renew(commit: Commit, beats: list[Delivery], consumer: bytes) -> None:
     commit.beats = [delivery for delivery in beats if delivery.phase in _ALIVE]
-    by_stream: dict[bytes, list[bytes]] = {}
+    """Renew, and put the delivery count right: the server counts each read of a consumer's history as one more.
+
+    A task that outlives a few broken connections would otherwise look like one that kills its workers.
+    """
+    groups: dict[tuple[bytes, int], list[bytes]] = {}
     for delivery in commit.beats:
-        by_stream.setdefault(delivery.queue.keys.stream, []).append(delivery.entry_id)
-    for stream, ids in by_stream.items():
+        count = delivery.deliveries if delivery.counted else 0
+        groups.setdefault((delivery.queue.keys.stream, count), []).append(delivery.entry_id)
+    for (stream, count), ids in groups.items():
         commit.claims.append(len(commit.commands))
-        commit.add([("XCLAIM", stream, GROUP, consumer, 0, *ids, "JUSTID")])
+        options = ("RETRYCOUNT", count) if count else ()
+        commit.add([("XCLAIM", stream, GROUP, consumer, 0, *ids, *options, "JUSTID")])
 
 
 def _give_back(commit: Commit, consumer: bytes) -> None:
-    groups: dict[tuple[bytes, int], list[bytes]] = {}
+    groups: dict[tuple[bytes, Options], list[bytes]] = {}
     for delivery in commit.released:
         group = (delivery.queue.keys.stream, count_back(delivery))
         groups.setdefault(group, []).append(delivery.entry_id)
-    for (stream, count), ids in groups.items():
-        commit.add([release(stream, consumer, ids, "RETRYCOUNT", count)])
+    for (stream, options), ids in groups.items():
+        commit.add([release(stream, consumer, ids, *options)])
 
 
 def release(stream: bytes, consumer: bytes, ids: list[bytes], *options: str | int) -> Command:
@@ -94,6 +102,8 @@ def release(stream: bytes, consumer: bytes, ids: list[bytes], *options: str | in
     return ("XCLAIM", stream, GROUP, consumer, 0, *ids, "IDLE", RELEASED_IDLE_MS, *options, "JUSTID")
 
 
-def count_back(delivery: Delivery) -> int:
+def count_back(delivery: Delivery) -> Options:
     """The delivery count with which an entry is given back: one that did not run was not really delivered."""
-    return delivery.deliveries if delivery.ran else delivery.deliveries - 1
+    if not delivery.counted:
+        return ()
+    return ("RETRYCOUNT", delivery.deliveries if delivery.ran else delivery.deliveries - 1)

@@ -318,8 +318,13 @@ class WorkerMachine:
         fence: Fence,
         sent_at: float,
         deliveries: dict[bytes, int] | None = None,
+        *,
+        history: bool = False,
     ) -> int:
-        """Entries are in our PEL, known to be ours under ``fence``. Returns how many were new to us."""
+        """Entries are in our PEL, known to be ours under ``fence``. Returns how many were new to us.
+
+        ``deliveries``: how often they had been delivered, for those that were claimed; they go first.
+        """
         new = 0
         in_flight = queue.in_flight
         plain = deliveries is None and not self.stopping
@@ -329,6 +334,8 @@ class WorkerMachine:
             new += 1
             delivery = in_flight[entry_id] = self._admit(queue, entry_id, fields, fence, sent_at)
             self.held += 1
+            if history:
+                delivery.counted = False
             if plain and delivery.verdict is None:
                 self.ready.append(delivery)
             else:

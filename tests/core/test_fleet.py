@@ -245,3 +245,21 @@ def test_an_entry_that_a_claim_brings_is_not_taken_from_our_history_too(world):
     worker.control.release()
     assert worker.take().task.id == "a"
     assert worker.machine.take(world.now) is None
+
+
+def test_a_long_task_on_a_poor_connection_does_not_look_like_one_that_kills(world):
+    """The server counts each read of a consumer's history as a delivery; beats put that right."""
+    worker = world.worker(concurrency=1)
+    world.enqueue("a")
+    world.pump()
+    worker.take()
+    for _ in range(2 * worker.machine.config.max_deliveries):
+        worker.read.lose()
+        world.advance(worker.machine.config.lease)
+    ((_, _, _, deliveries),) = world.call("XPENDING", KEYS.stream, "streamfleet-server", "-", "+", 10)
+    assert deliveries <= 2, "one for its delivery, perhaps one for a read since the last beat"
+    worker.crash()
+    other = world.worker(concurrency=1)
+    world.advance(3 * other.machine.config.lease)
+    assert other.take().deliveries <= 3
+    assert world.dead() == []

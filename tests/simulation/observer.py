@@ -68,7 +68,7 @@ class Observer:
         self.accepted_at: dict[str, float] = {}
         """When the server took each task from its client, last time."""
         self.starts: dict[tuple[bytes, bytes], int] = {}
-        """How often a handler was started for an entry, as far as the server's count of deliveries goes back."""
+        """How often an entry has been delivered, as the server counts."""
         self.runs: list[Run] = []
         self.runs_of: dict[str, list[Run]] = {}
         self.wishes: dict[str, Wish] = {}
@@ -319,19 +319,15 @@ class Observer:
         if args[-1] == b">" and self.actor is not None:
             self.handed_out(self.actor, reply)
         elif args[-1] != b">" and isinstance(reply, list):
-            self._read_again(args[3], reply)
+            self._read_again(reply)
         return reply
 
-    def _read_again(self, consumer: bytes, reply: list[Reply]) -> None:
-        """A worker reads its own pending entries: handed out again, if it did not know of them."""
-        worker = self.world.workers_by_name.get(consumer.decode())
-        queues = worker.machine.queues.values() if worker is not None else ()
-        known = {(queue.keys.stream, entry_id) for queue in queues for entry_id in queue.in_flight}
+    def _read_again(self, reply: list[Reply]) -> None:
+        """A worker reads its own pending entries: the server counts that as a delivery, known to it or not."""
         for stream, entries in parse_read(reply).items():
             for entry_id, _ in entries:
                 place = (stream, entry_id)
-                if place not in known:
-                    self.owners[place] = self.owners.get(place, 0) + 1
+                self.owners[place] = self.owners.get(place, 0) + 1
 
     def handed_out(self, wire: Wire, reply: Reply) -> None:
         """New entries were delivered on a connection."""
@@ -358,6 +354,9 @@ class Observer:
         reply = original(db, args)
         if isinstance(reply, list) and b"FORCE" in args:
             self.unknown_to_owner.update((key, entry_id) for entry_id in reply if isinstance(entry_id, bytes))
+        elif isinstance(reply, list) and b"RETRYCOUNT" in args:
+            count = int(args[args.index(b"RETRYCOUNT") + 1])
+            self.owners.update(((key, entry_id), count) for entry_id in reply if isinstance(entry_id, bytes))
         elif isinstance(reply, list) and min_idle and b"JUSTID" not in args:
             for entry_id, _ in parse_entries(reply):
                 place = (key, entry_id)
