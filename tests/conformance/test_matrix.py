@@ -1,4 +1,4 @@
-"""The conformance suite over each shell and driver, each kind of server once; `make conformance` runs all cells."""
+"""The suite over each shell and driver, each kind of server once; `make conformance` runs all cells."""
 
 import importlib.util
 import json
