@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import ssl
 from collections.abc import Sequence
@@ -31,6 +33,8 @@ class TrioConnection:
         self._stream = stream
         transport = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
         self._socket = transport.socket
+        self._direct = os.name == "posix" and stream is transport
+        """May the socket's descriptor be written to? Not under TLS."""
         self._pack = codec.pack
         self._reader = codec.reader()
         self._url = url
@@ -62,7 +66,7 @@ class TrioConnection:
         replies: list[Reply] = []
         with trio.CancelScope(deadline=trio.current_time() + timeout) as self._scope:
             try:
-                await self._stream.send_all(payload)
+                await self._send(payload)
                 await self._read(replies, len(commands))
                 return replies
             except (trio.BrokenResourceError, trio.ClosedResourceError, OSError, ProtocolFault) as error:
@@ -77,6 +81,16 @@ class TrioConnection:
         if self._broken == "cancelled":
             self._broken = f"no answer within {timeout:g} s"
         raise self._lost(self._broken, replies)
+
+    async def _send(self, payload: bytes) -> None:
+        """Write what the socket takes at once; only the rest waits. Reading the replies is checkpoint enough."""
+        sent = 0
+        if self._direct:
+            with contextlib.suppress(BlockingIOError):
+                sent = os.write(self._socket.fileno(), payload)
+            if sent == len(payload):
+                return
+        await self._stream.send_all(payload[sent:])
 
     async def _read(self, replies: list[Reply], expected: int) -> None:
         receive, feed, gets = self._stream.receive_some, self._reader.feed, self._reader.gets
