@@ -43,6 +43,8 @@ class Role(Enum):
     READ = "read"
     SETTLE = "settle"
     CONTROL = "control"
+    TIME = "time"
+    """Never has one: its loop keeps the time."""
 
 
 @dataclass(slots=True)

@@ -24,12 +24,13 @@ from streamfleet_core.errors import ServerRefused, UsageError
 from streamfleet_core.events import Event, EventKind
 from streamfleet_core.features import Feature
 from streamfleet_core.keys import QueueKeys, queue_keys
-from streamfleet_core.link import FOREVER, LARGEST_BACKOFF, Action, Finished, Link, Outage, Role, Sleep
+from streamfleet_core.link import FOREVER, LARGEST_BACKOFF, Action, Finished, Link, Outage, Role
 from streamfleet_core.reading import Reader
 from streamfleet_core.retry import policy_of
 from streamfleet_core.safeguards import Fence
 from streamfleet_core.settling import Settler
 from streamfleet_core.state import Delivery, Phase, QueueState, Verdict
+from streamfleet_core.timekeeping import Timekeeper
 from streamfleet_core.wire import Undecodable, decode_task
 
 MAX_ERROR = 500
@@ -102,7 +103,8 @@ class WorkerMachine:
         self._failure: ServerRefused | None = None
         self._timed: dict[Delivery, None] = {}
         self._mean = 0.0
-        self._next_tick = now
+        self.next_tick = now
+        """When `tick` is to be called next (monotonic seconds)."""
         self._outage = Outage(self.events.append, lambda: "")
         self.queues: dict[str, QueueState] = {
             name: QueueState(queue_keys(name), timeout) for name, timeout in queues.items()
@@ -112,26 +114,31 @@ class WorkerMachine:
             slots.setdefault(slot_of(queue.keys), []).append(queue)
         self.lanes = {slot: self._lane(slot, members, now) for slot, members in slots.items()}
         self._lane_of = {queue.keys.queue: lane for lane in self.lanes.values() for queue in lane.queues}
+        self._time = self._link(Role.TIME, 0, Timekeeper(self))
 
     def _lane(self, slot: int, queues: list[QueueState], now: float) -> Lane:
         reader = Reader(self, queues)
         settler = Settler(self, queues, now)
         controller = Controller(self, queues, now)
+        read = self._link(Role.READ, slot, reader)
+        settle = self._link(Role.SETTLE, slot, settler)
+        control = self._link(Role.CONTROL, slot, controller)
+        return Lane(queues, reader, settler, controller, read, settle, control)
+
+    def _link(self, role: Role, slot: int, duty: Reader | Settler | Controller | Timekeeper) -> Link:
         # The grace rule trusts that every live owner beats within one lease of the end of an outage.
         pause = min(LARGEST_BACKOFF, self.config.lease / 4)
-        read, settle, control = (
-            Link(role, slot, duty, self.random, self.events.append, self._outage, self.kicked.append, pause)
-            for role, duty in ((Role.READ, reader), (Role.SETTLE, settler), (Role.CONTROL, controller))
-        )
-        reader.link, settler.link, controller.link = read, settle, control
-        return Lane(queues, reader, settler, controller, read, settle, control)
+        emit, kicked = self.events.append, self.kicked.append
+        link = duty.link = Link(role, slot, duty, self.random, emit, self._outage, kicked, pause)
+        return link
 
     # ---- what a shell calls -------------------------------------------------------------------------
 
     @property
     def links(self) -> list[Link]:
         """All links, each to be driven by a loop of its own."""
-        return [link for lane in self.lanes.values() for link in (lane.read, lane.settle, lane.control)]
+        lanes = self.lanes.values()
+        return [*(link for lane in lanes for link in (lane.read, lane.settle, lane.control)), self._time]
 
     @property
     def refusal(self) -> ServerRefused | None:
@@ -140,12 +147,10 @@ class WorkerMachine:
 
     def step(self, link: Link, now: float) -> Action:
         """What the loop of ``link`` should do next; also lets time pass (`tick`)."""
-        if now >= self._next_tick:
+        if now >= self.next_tick:
             self.tick(now)
         action = link.step(now)
-        if link.role is Role.SETTLE and type(action) is Sleep and action.until > self._next_tick:
-            action.until = self._next_tick
-        elif type(action) is Finished:
+        if type(action) is Finished and link is not self._time:
             self._link_finished(link)
         return action
 
@@ -175,9 +180,9 @@ class WorkerMachine:
             if timeout:
                 delivery.deadline = now + timeout
                 self._timed[delivery] = None
-                if delivery.deadline < self._next_tick:
-                    self._next_tick = delivery.deadline
-                    self._lane_of[self._name(delivery)].settle.kick()  # whose loop keeps the time
+                if delivery.deadline < self.next_tick:
+                    self.next_tick = delivery.deadline
+                    self._time.kick()
             return delivery
         return None
 
@@ -228,12 +233,12 @@ class WorkerMachine:
         stop_at = now + (self.config.drain if drain is None else drain)
         if self.stopping:
             if stop_at < self.stop_at:
-                self.stop_at = self._next_tick = stop_at
+                self.stop_at = self.next_tick = stop_at
                 self.kick_all()
             return
         self.stopping = True
         self.stop_at = stop_at
-        self._next_tick = now
+        self.next_tick = now
         for delivery in self.ready:
             if delivery.phase is Phase.READY:
                 delivery.move(Phase.RELEASING)
@@ -260,18 +265,23 @@ class WorkerMachine:
 
     def tick(self, now: float) -> None:
         """Time out handlers, and tell those without contact to stop before others take their entries over."""
-        self._next_tick = now + self.config.lease / 8
+        self.next_tick = now + self.config.lease / 8
         for delivery in [d for d in self._timed if d.deadline <= now]:
             self._time_out(delivery)
         if self._timed:
-            self._next_tick = min(self._next_tick, min(d.deadline for d in self._timed))
-        oldest = now - self.config.lease * CANCEL_AT
+            self.next_tick = min(self.next_tick, min(d.deadline for d in self._timed))
+        patience = self.config.lease * CANCEL_AT
         for queue in self.queues.values():
+            if queue.in_flight:
+                self.lane_of(queue).settle.kick()  # it sleeps without end while it has nothing to renew
             for delivery in queue.in_flight.values():
-                if delivery.leased_from < oldest and delivery.phase is Phase.RUNNING:
-                    self.cancel(delivery, NO_CONTACT)
+                if delivery.phase is _RUNNING and not delivery.cancelled:
+                    if delivery.leased_from + patience <= now:
+                        self.cancel(delivery, NO_CONTACT)
+                    else:
+                        self.next_tick = min(self.next_tick, delivery.leased_from + patience)
         if self.stopping:
-            self._next_tick = min(self._next_tick, max(now, self.stop_at))
+            self.next_tick = min(self.next_tick, max(now, self.stop_at))
             if now >= self.stop_at:
                 self._give_up_running(now)
 
@@ -299,7 +309,7 @@ class WorkerMachine:
             self.emit(EventKind.RELEASED, text, entries=self.held)
             self.kick_all()
         else:
-            self._next_tick = self.stop_at + self.config.lease
+            self.next_tick = self.stop_at + self.config.lease
 
     # ---- deliveries ---------------------------------------------------------------------------------
 
@@ -480,9 +490,12 @@ class WorkerMachine:
         return self._lane_of[queue.keys.queue]
 
     def _link_finished(self, link: Link) -> None:
+        if link is self._time:
+            return
         lane = self.lanes[link.slot]
         if link.role is Role.READ:
             lane.settler.reader_gone = True
         elif link.role is Role.CONTROL:
             lane.settler.controller_gone = True
         lane.settle.kick()
+        self._time.kick()

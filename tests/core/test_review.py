@@ -259,3 +259,37 @@ def test_dead_consumers_take_no_turn_in_looking_for_entries_without_an_owner(wor
     world.call("XGROUP", "DELCONSUMER", KEYS.stream, GROUP, worker.machine.consumer)
     world.advance(worker.machine.config.sweep_interval * 3)
     assert worker.machine.counts["adopted"] == 1
+
+
+# ---- time -------------------------------------------------------------------------------------------
+
+
+def hang(worker):
+    """The server does not answer any more, and nobody has noticed yet."""
+    for wire in worker.wires:
+        wire.held = True
+
+
+def test_handlers_are_told_to_stop_in_time_although_all_links_wait_for_a_silent_server(world):
+    """Time passed only when a link was served; so they were told up to two seconds after others could take over."""
+    worker = world.worker()
+    world.enqueue()
+    world.pump()
+    delivery = worker.take()
+    world.advance(20)
+    hang(worker)
+    while not delivery.cancelled and world.now < delivery.leased_from + 20:
+        world.advance(0.1)
+    assert world.now < delivery.leased_from + worker.machine.config.lease
+
+
+def test_a_stop_comes_to_its_end_although_all_links_wait_for_a_silent_server(world):
+    worker = world.worker()
+    world.enqueue()
+    world.pump()
+    worker.take()
+    hang(worker)
+    world.advance(3)
+    worker.stop(drain=1)
+    world.advance(1 + worker.machine.config.lease + 0.1)
+    assert worker.machine.gave_up

@@ -34,15 +34,15 @@ def test_a_worker_without_handlers_is_refused():
         WorkerMachine("w", {}, WorkerConfig(), now=0, wall_ms=0, entropy=bytes, random=lambda: 0.0)
 
 
-def test_one_slot_has_three_links(world):
+def test_one_slot_has_three_links_and_the_worker_one_for_the_time(world):
     worker = world.worker("a", "b")
-    assert [link.role for link in worker.machine.links] == [Role.READ, Role.SETTLE, Role.CONTROL]
+    assert [link.role for link in worker.machine.links] == [Role.READ, Role.SETTLE, Role.CONTROL, Role.TIME]
 
 
 def test_each_slot_has_links_of_its_own(world):
     slots = {"a": 1, "b": 2, "c": 1}
     worker = world.worker("a", "b", "c", slot_of=lambda keys: slots[keys.queue])
-    assert sorted(link.slot for link in worker.machine.links) == [1, 1, 1, 2, 2, 2]
+    assert sorted(link.slot for link in worker.machine.links if link.role is not Role.TIME) == [1, 1, 1, 2, 2, 2]
     for name in "abc":
         world.enqueue(name, name)
     world.pump()

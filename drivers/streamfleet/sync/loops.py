@@ -53,9 +53,14 @@ class Loop:
         self._blocked = False
         self.thread = threading.Thread(target=self._run, name=f"{loops.who}-{link.role.value}", daemon=True)
 
-    def interrupt_if_finished(self) -> None:
-        """End a blocking read whose link has nothing to do any more. The lock is held."""
-        if self._blocked and self._connection is not None and self._link.duty.finished():
+    @property
+    def to_end(self) -> bool:
+        """Has its link nothing to do any more? The lock is held."""
+        return self._link.stopped or self._link.duty.finished()
+
+    def interrupt(self) -> None:
+        """End a blocking read. The lock is held."""
+        if self._blocked and self._connection is not None:
             self._connection.interrupt()
 
     def _run(self) -> None:
@@ -177,8 +182,9 @@ class Loops:
     def interrupt_finished(self) -> None:
         """End blocking reads that serve nothing any more. The lock is held."""
         for loop in self._loops.values():
-            loop.interrupt_if_finished()
-            loop.woken.notify()
+            if loop.to_end:
+                loop.interrupt()
+                loop.woken.notify()
 
     def ended(self, loop: Loop) -> None:
         """A loop's thread ends."""

@@ -47,9 +47,14 @@ class Loop:
         if self._sleeper is not None:
             self._sleeper.set()
 
-    def interrupt_if_finished(self) -> None:
-        """End a blocking read whose link has nothing to do any more."""
-        if self._blocked and self._connection is not None and self._link.duty.finished():
+    @property
+    def to_end(self) -> bool:
+        """Has its link nothing to do any more?"""
+        return self._link.stopped or self._link.duty.finished()
+
+    def interrupt(self) -> None:
+        """End a blocking read."""
+        if self._blocked and self._connection is not None:
             self._connection.interrupt()
 
     @trio.lowlevel.enable_ki_protection
@@ -190,8 +195,9 @@ class Loops:
     def interrupt_finished(self) -> None:
         """End blocking reads that serve nothing any more."""
         for loop in self._loops.values():
-            loop.interrupt_if_finished()
-            loop.wake()
+            if loop.to_end:
+                loop.interrupt()
+                loop.wake()
 
     def ended(self, loop: Loop) -> None:
         """A loop's task ends."""
