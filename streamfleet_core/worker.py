@@ -223,7 +223,7 @@ class WorkerMachine:
         self.running -= 1
         self._timed.pop(delivery, None)
         delivery.move(Phase.RELEASING)
-        self._lane_of[self._name(delivery)].settler.add(delivery)
+        self._lane_of[delivery.queue.keys.queue].settler.add(delivery)
 
     def stop(self, now: float, drain: float | None = None) -> None:
         """Take no new work, give back what has not started, and wait ``drain`` seconds for running handlers.
@@ -242,7 +242,7 @@ class WorkerMachine:
         for delivery in self.ready:
             if delivery.phase is Phase.READY:
                 delivery.move(Phase.RELEASING)
-                self._lane_of[self._name(delivery)].settler.add(delivery)
+                self._lane_of[delivery.queue.keys.queue].settler.add(delivery)
         self.ready.clear()
         self.kick_all()
 
@@ -289,7 +289,7 @@ class WorkerMachine:
         timeout = delivery.queue.timeout
         del self._timed[delivery]
         self.running -= 1
-        text = f"{self._name(delivery)}: handler took longer than its timeout of {timeout:g} s"
+        text = f"{delivery.queue.keys.queue}: handler took longer than its timeout of {timeout:g} s"
         self.emit(EventKind.TIMED_OUT, text, delivery)
         self.cancel(delivery, "timeout")
         self._fail(delivery, f"timeout after {timeout:g} s", "", None, "")
@@ -476,14 +476,11 @@ class WorkerMachine:
     def emit(self, kind: EventKind, text: str, delivery: Delivery | None = None, **data: object) -> None:
         """Tell the outside."""
         if delivery is not None:
-            data["queue"] = self._name(delivery)
+            data["queue"] = delivery.queue.keys.queue
             data["entry"] = delivery.entry_id.decode()
             if delivery.task is not None:
                 data["task"] = delivery.task.id
         self.events.append(Event(kind, text, data))
-
-    def _name(self, delivery: Delivery) -> str:
-        return delivery.queue.keys.queue
 
     def lane_of(self, queue: QueueState) -> Lane:
         """The lane that serves ``queue``."""

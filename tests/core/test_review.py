@@ -271,7 +271,7 @@ def hang(worker):
 
 
 def test_handlers_are_told_to_stop_in_time_although_all_links_wait_for_a_silent_server(world):
-    """Time passed only when a link was served; so they were told up to two seconds after others could take over."""
+    """Time passed only when a link was served: they were told up to two seconds after others could take over."""
     worker = world.worker()
     world.enqueue()
     world.pump()

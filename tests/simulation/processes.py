@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamfleet_core.client import ClientMachine, Options
 from streamfleet_core.config import ClientConfig, WorkerConfig
+from streamfleet_core.link import Role
 from streamfleet_core.retry import RetryPolicy
 from streamfleet_core.state import Delivery, Phase
 from streamfleet_core.submission import Status, Submission
@@ -127,7 +128,7 @@ class Process:
     def quiet_for(self) -> float:
         """For how many seconds all its connections have stood and nothing has happened to it."""
         now = self.world.engine.now
-        loops = [loop for loop in self._loops.values() if not loop.ended]
+        loops = [loop for link, loop in self._loops.items() if not loop.ended and link.role is not Role.TIME]
         return min([now - self.disturbed_at, *(now - loop.quiet_since for loop in loops)])
 
     def after_step(self) -> None:
