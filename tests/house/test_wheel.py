@@ -1,5 +1,7 @@
 """The built wheel: the three packages and nothing else, usable outside the checkout."""
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -98,3 +100,39 @@ for module in sorted([streamfleet, streamfleet_core, streamfleet_conformance], k
     assert module.__file__.startswith(sys.argv[1]), module.__file__
     print(module.__name__)
 """
+
+
+_HARNESS = """
+from my_driver import BareDriver
+
+from streamfleet_conformance import Harness
+
+
+class BareHarness(Harness):
+    def driver(self, url):
+        return BareDriver(url)
+"""
+
+
+def test_a_third_party_proves_the_drivers_readme_on_the_installed_wheel(wheel, tmp_path):
+    """The README's driver in a folder of its own, the suite and the library from the wheel, a real server."""
+    site, theirs = tmp_path / "site", tmp_path / "theirs"
+    zipfile.ZipFile(wheel).extractall(site)
+    theirs.mkdir()
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "drivers" / "README.md").read_text("utf-8"), re.DOTALL)
+    (theirs / "my_driver.py").write_text(code, encoding="utf-8")
+    (theirs / "my_harness.py").write_text(_HARNESS, encoding="utf-8")
+    command = [sys.executable, "-m", "streamfleet_conformance", "--harness", "my_harness:BareHarness"]
+    done = subprocess.run(
+        [*command, "--server", "valkey-9.1", "-k", "test_driver or test_life or test_settle"],
+        cwd=theirs,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(site), str(theirs)))},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    passed = re.fullmatch(r"(\d+) passed, 0 failed, 0 not supported", done.stdout.splitlines()[-1])
+    assert passed is not None
+    assert int(passed[1]) > 100
+    assert len(code.splitlines()) < 150
