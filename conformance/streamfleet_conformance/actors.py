@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -92,7 +93,12 @@ class ActorProcess:
         try:
             return eventually(enough, f"{number} x {kind} in the worker process", START_SECONDS)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self._log.read_text('utf-8', 'replace')}") from None
+            raise AssertionError(f"{error}\n{self.log}") from None
+
+    @property
+    def log(self) -> str:
+        """What the worker has logged."""
+        return self._log.read_text("utf-8", "replace")
 
     @property
     def consumer(self) -> str:
@@ -124,8 +130,8 @@ class ActorProcess:
             code = self._process.wait(START_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(f"the worker process did not stop\n{self._log.read_text('utf-8')}") from None
-        assert code == 0, f"exit code {code}\n{self._log.read_text('utf-8', 'replace')}"
+            raise AssertionError(f"the worker process did not stop\n{self.log}") from None
+        assert code == 0, f"exit code {code}\n{self.log}"
         counts: dict[str, int] = self.events("counts")[-1]["counts"]
         return counts
 
@@ -161,6 +167,7 @@ class _Actor:
             "gate-fail": self._fail_at_gate,
         }
         self._script = self._scripts[order["behaviour"]]
+        self._consumer = Future[str]()  # the first task may come before the worker has told its name
         self.stop = threading.Event()
         self._order = order
 
@@ -175,7 +182,7 @@ class _Actor:
         worker = shell.worker(
             harness.driver(order["url"]), {order["queue"]: (self._handle, None)}, **order["config"]
         )
-        self._consumer = worker.consumer
+        self._consumer.set_result(worker.consumer)
         while not self.stop.wait(SIGNAL_SECONDS):
             pass  # a signal that the kernel gives to another thread does not end a wait of the main one
         worker.stop(0.5)
@@ -183,7 +190,7 @@ class _Actor:
 
     def _handle(self, task: Task) -> object:
         about = {"id": task.id, "data": task.data.decode("latin-1"), "deliveries": task.deliveries}
-        self._write("start", **about, attempt=task.attempt, consumer=self._consumer)
+        self._write("start", **about, attempt=task.attempt, consumer=self._consumer.result())
         try:
             return self._script(task)
         finally:

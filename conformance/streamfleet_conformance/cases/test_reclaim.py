@@ -128,8 +128,8 @@ def test_a_worker_that_wakes_up_changes_nothing(scene: Scene, behaviour: str, ma
     zombie.resume()
     zombie.wait_ends(1)
     counts = zombie.terminate()
-    assert counts.get("lost") == 1, counts
-    assert not counts.keys() & {"completed", "retry", "dead"}, counts
+    assert counts.get("lost") == 1, (counts, zombie.log)
+    assert not counts.keys() & {"completed", "retry", "dead"}, (counts, zombie.log)
     assert [line[1] for line in scene.pending()] == [owner.consumer.encode()]
     assert len(scene.entries()) == 1
     gate.set()
