@@ -194,7 +194,7 @@ class Delivery:
     cancelled: str = ""
     """Why the handler should stop, or empty."""
     on_cancel: object = None
-    """The shell's hook, called when ``cancelled`` is set."""
+    """The shell's hook, called when ``cancelled`` is set; again when want of contact was only the first reason."""
     delay_ms: int = 0
     error: str = ""
     traceback: str = ""

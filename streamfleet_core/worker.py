@@ -408,8 +408,8 @@ class WorkerMachine:
         self.cancel(delivery, "others own the task now")
 
     def cancel(self, delivery: Delivery, why: str) -> None:
-        """Ask the handler to stop (cooperative)."""
-        if delivery.cancelled:
+        """Ask the handler to stop (cooperative). Want of contact may give way to another reason."""
+        if delivery.cancelled and delivery.cancelled != NO_CONTACT:
             return
         delivery.cancelled = why
         if callable(delivery.on_cancel):

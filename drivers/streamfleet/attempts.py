@@ -72,15 +72,27 @@ class Attempts:
             )
 
 
-def canceller(delivery: Delivery, threads: bool, cancel: Callable[[], object]) -> Callable[[], object]:
-    """What the machine is to call when it cancels the delivery.
+class Canceller:
+    """What the machine calls when it cancels the delivery; interrupts a handler once, so that it can clean up.
 
     A thread cannot be stopped. While there is no contact to the server it is worth waiting for: its outcome counts
     if contact comes back before others have taken the task over.
     """
-    if not threads:
-        return cancel
-    return lambda: None if delivery.cancelled == NO_CONTACT else cancel()
+
+    __slots__ = ("_cancel", "_delivery", "_threads", "called")
+
+    def __init__(self, delivery: Delivery, threads: bool, cancel: Callable[[], object]) -> None:
+        self._delivery = delivery
+        self._threads = threads
+        self._cancel = cancel
+        self.called = False
+        """Has it interrupted the handler?"""
+
+    def __call__(self) -> None:
+        if self.called or (self._threads and self._delivery.cancelled == NO_CONTACT):
+            return
+        self.called = True
+        self._cancel()
 
 
 def call_in_thread(function: Callable[[Task], object], task: Task) -> tuple[object, BaseException | None]:

@@ -225,7 +225,7 @@ def test_a_suspended_workers_beat_does_not_take_entries_back(world):
     world.advance(5)
     assert set(world.pending().values()) == {heir.machine.consumer}
     assert task.phase is Phase.LOST
-    assert task.cancelled == "no contact to the server: others will take the task over"
+    assert task.cancelled == "others own the task now"
 
 
 def test_of_ten_outcomes_the_one_that_others_own_is_dropped(world):

@@ -8,6 +8,7 @@ import pytest
 from streamfleet.embedded import EmbeddedServer
 from streamfleet.memory import MemoryDriver
 from streamfleet.memory.model import ModelServer
+from streamfleet_core.keys import GROUP, queue_keys
 
 PATIENCE = 20.0  # seconds that a condition may take on a loaded machine
 
@@ -23,6 +24,21 @@ def server() -> Iterator[EmbeddedServer]:
 def driver() -> MemoryDriver:
     """A server within the process, empty."""
     return MemoryDriver(server=ModelServer(lambda: time.time_ns() // 1_000_000))
+
+
+@pytest.fixture
+def settle_elsewhere(driver: MemoryDriver) -> Callable[[], None]:
+    """What another worker does that has reclaimed the one pending entry and has completed it."""
+
+    def settle() -> None:
+        keys = queue_keys("q")
+        session = driver.server.session()
+        [[entry, *_]] = session.execute(("XPENDING", keys.stream, GROUP, "-", "+", 100))
+        session.execute(("SET", keys.fence, "another has reclaimed"))
+        assert session.execute(("XACK", keys.stream, GROUP, entry)) == 1
+        session.execute(("XDEL", keys.stream, entry))
+
+    return settle
 
 
 @pytest.fixture

@@ -128,6 +128,42 @@ async def test_threads_that_hang_after_their_timeout_do_not_take_the_places_of_o
 
 
 @in_world
+async def test_a_thread_is_waited_for_without_contact_and_left_to_itself_once_others_own_its_task(
+    world, driver, settle_elsewhere
+):
+    release, started = threading.Event(), threading.Event()
+    held = []
+    worker = world.Worker(driver, name="w", concurrency=1, lease=0.4)
+
+    @worker.handler("q", threads=True)
+    def handle(task):
+        if task.text == "hang":
+            held.append(task)
+            started.set()
+            release.wait(WAIT)
+        return task.text
+
+    try:
+        async with worker.running(), world.Client(driver) as client:
+            await client.enqueue("q", "hang")
+            await until(world, started.is_set)
+            driver.make_unavailable()
+            await until(world, lambda: held[0].cancelled)
+            assert "no contact" in held[0].cancel_reason
+            settle_elsewhere()
+            driver.make_available()
+            quick = await client.enqueue_tracked("q", "quick")
+            assert await quick.wait(WAIT) == b"quick", "its place was given to others"
+            assert held[0].cancel_reason == "others own the task now"
+            release.set()
+            await until(world, lambda: worker.counts.get("late"))
+    finally:
+        release.set()
+    assert worker.counts["lost"] == 1
+    assert worker.counts["late"] == 1
+
+
+@in_world
 async def test_a_handler_that_blocks_the_loop_is_named_with_its_stack(world, driver, caplog):
     caplog.set_level(logging.WARNING, "streamfleet")
     warned = threading.Event()

@@ -191,6 +191,41 @@ def test_a_handler_that_never_returns_is_timed_out_and_replaced(driver, eventual
     assert reasons == [(True, "timeout")]
 
 
+def test_a_handler_that_hangs_is_replaced_when_others_own_its_task_and_not_for_want_of_contact(
+    driver, eventually, settle_elsewhere
+):
+    release, started = threading.Event(), threading.Event()
+    held = []
+
+    def handle(task):
+        if task.text == "hang":
+            held.append(task)
+            started.set()
+            release.wait(WAIT)
+        return task.text
+
+    worker = Worker(driver, name="w", concurrency=1, lease=0.4)
+    worker.handler("q", timeout=1000)(handle)
+    try:
+        with worker.running(), Client(driver) as client:
+            client.enqueue("q", "hang")
+            assert started.wait(WAIT)
+            threads = threading.active_count()
+            driver.make_unavailable()
+            eventually(lambda: held[0].cancelled)
+            assert "no contact" in held[0].cancel_reason
+            assert threading.active_count() == threads
+            settle_elsewhere()
+            driver.make_available()
+            assert client.enqueue_tracked("q", "quick").wait(WAIT) == b"quick"
+            assert held[0].cancel_reason == "others own the task now"
+            release.set()
+            eventually(lambda: worker.counts.get("late"))
+    finally:
+        release.set()
+    assert (worker.counts["lost"], worker.counts["late"]) == (1, 1)
+
+
 # ---- time -----------------------------------------------------------------------------------------------
 
 

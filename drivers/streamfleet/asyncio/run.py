@@ -17,7 +17,7 @@ from typing import Any
 from streamfleet.async_contract import handler_name
 from streamfleet.asyncio.loops import Loops, Wakeup, wake
 from streamfleet.asyncio.tasks import shielded
-from streamfleet.attempts import MAX_HANGING, Attempts, call_in_thread, canceller, same_context
+from streamfleet.attempts import MAX_HANGING, Attempts, Canceller, call_in_thread, same_context
 from streamfleet.handlers import Handler, Handlers
 from streamfleet.identity import consumer_name
 from streamfleet.logs import logger
@@ -120,7 +120,7 @@ class Run:
                 await self._wait_for_work()
                 continue
             threads = self._handlers[delivery.queue.keys.queue].threads
-            delivery.on_cancel = canceller(delivery, threads, slot.cancel)
+            delivery.on_cancel = Canceller(delivery, threads, slot.cancel)
             await self._attempt(delivery, slot)
             delivery.on_cancel = None
             if machine.kicked or machine.events:

@@ -20,8 +20,8 @@ from streamfleet.task import Task, result_bytes
 from streamfleet_core.config import WorkerConfig
 from streamfleet_core.connection import Driver
 from streamfleet_core.errors import DoNotRetry, RetryLater, UsageError
-from streamfleet_core.state import Delivery, Phase
-from streamfleet_core.worker import WorkerMachine
+from streamfleet_core.state import Delivery
+from streamfleet_core.worker import NO_CONTACT, WorkerMachine
 
 F = TypeVar("F", bound=Callable[[Task], object])
 
@@ -214,6 +214,8 @@ class _Run:
                 finally:
                     lock.acquire()
                 now = monotonic()
+                if delivery.on_cancel is not None:
+                    delivery.on_cancel = None
                 if report is None:
                     machine.handler_returned(delivery, now)
                 else:
@@ -274,11 +276,14 @@ class _Run:
             )
 
     def _cancelled(self, delivery: Delivery) -> Callable[[], None]:
-        """A handler that hangs after its timeout would take a place for ever: another thread takes over."""
+        """A handler that hangs after its timeout would take a place for ever: another thread takes over.
+
+        So too when others own its task, for then there is no timeout any more. Want of contact alone may pass.
+        """
 
         def replace() -> None:
             concurrency = self.machine.config.concurrency
-            if delivery.phase is Phase.RUNNING and not self.machine.stopping:
+            if delivery.cancelled != NO_CONTACT and not self.machine.stopping:
                 if len(self._replaced) < MAX_REPLACEMENTS * concurrency:
                     self._replaced.add(delivery)
                     self._add_thread()

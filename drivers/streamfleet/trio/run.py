@@ -15,7 +15,7 @@ from typing import Any
 import trio
 
 from streamfleet.async_contract import handler_name
-from streamfleet.attempts import MAX_HANGING, Attempts, call_in_thread, canceller, same_context
+from streamfleet.attempts import MAX_HANGING, Attempts, Canceller, call_in_thread, same_context
 from streamfleet.handlers import Handler, Handlers
 from streamfleet.identity import consumer_name
 from streamfleet.logs import logger
@@ -24,7 +24,7 @@ from streamfleet.trio.loops import Loops
 from streamfleet.watchdog import Watchdog
 from streamfleet_core.config import WorkerConfig
 from streamfleet_core.connection import AsyncDriver
-from streamfleet_core.state import Delivery, Phase
+from streamfleet_core.state import Delivery
 from streamfleet_core.worker import WorkerMachine
 
 CANCELLED_STOP = 5.0
@@ -123,8 +123,8 @@ class Run:
                 await self._idle.park()
                 continue
             threads = self._handlers[delivery.queue.keys.queue].threads
-            delivery.on_cancel = canceller(delivery, threads, scope.cancel)
-            await self._attempt(delivery)
+            canceller = delivery.on_cancel = Canceller(delivery, threads, scope.cancel)
+            await self._attempt(delivery, canceller)
             delivery.on_cancel = None
             if machine.kicked or machine.events:
                 loops.wake_kicked()
@@ -135,13 +135,13 @@ class Run:
                 turn = 0
                 await trio.lowlevel.checkpoint()
 
-    async def _attempt(self, delivery: Delivery) -> None:
+    async def _attempt(self, delivery: Delivery, canceller: Canceller) -> None:
         """Run the handler and report how it ended."""
         handler = self._handlers[delivery.queue.keys.queue]
         task = Task(delivery)
         try:
             if handler.threads:
-                value = await self._in_thread(handler, task, delivery)
+                value = await self._in_thread(handler, task, delivery, canceller)
             else:
                 value = await _call(handler, task)
         except KeyboardInterrupt as interrupt:
@@ -173,7 +173,9 @@ class Run:
         self._attempts.stopped(delivery)
         self.loops.tasks.fail(interrupt)
 
-    async def _in_thread(self, handler: Handler[Callable[[Task], Any]], task: Task, delivery: Delivery) -> object:
+    async def _in_thread(
+        self, handler: Handler[Callable[[Task], Any]], task: Task, delivery: Delivery, canceller: Canceller
+    ) -> object:
         """Run a plain function in a thread. Cancelled, it leaves the thread to itself, unless too many hang."""
         hanging = self._limiter.borrowed_tokens - self._awaited
         too_many = hanging >= MAX_HANGING * self.machine.config.concurrency
@@ -187,7 +189,7 @@ class Run:
 
         def run() -> tuple[object, BaseException | None]:
             outcome = call_in_thread(handler.function, task)
-            if delivery.cancelled and delivery.phase is not Phase.RUNNING and not too_many:
+            if canceller.called and not too_many:
                 with suppress(trio.RunFinishedError):
                     token.run_sync_soon(self._came_back, delivery)
             return outcome
@@ -204,9 +206,8 @@ class Run:
         return value
 
     def _came_back(self, delivery: Delivery) -> None:
-        if delivery.phase is not Phase.RUNNING:
-            self._attempts.late(delivery)
-            self.loops.wake_kicked()
+        self._attempts.late(delivery)
+        self.loops.wake_kicked()
 
     # ---- life ---------------------------------------------------------------------------------------
 
