@@ -7,7 +7,6 @@ otherwise strand in the PEL of a healthy worker. Then new entries, as many as th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from streamfleet_core import safeguards
@@ -30,22 +29,14 @@ READ_MARGIN = 5.0
 """Seconds beyond BLOCK after which a silent server counts as lost."""
 
 
-class Part(Enum):
-    """What of the history is asked for."""
-
-    PAGE = "the entries of a page"
-    IDS = "the ids of a page"
-    MISSING = "single entries"
-
-
 @dataclass(slots=True)
 class Question:
-    """A part of a queue's history, asked for from ``cursor`` on."""
+    """What is in a queue's history after ``cursor``? Or, with ``missing``: what are these entries of it?"""
 
     queue: QueueState
     cursor: bytes
     commands: list[Command]
-    part: Part
+    missing: dict[bytes, int] | None = None
 
 
 def id_before(entry_id: bytes) -> bytes:
@@ -68,7 +59,6 @@ class Reader:
         "_missing",
         "_queues",
         "_sent_at",
-        "_with_known",
         "link",
     )
 
@@ -82,10 +72,8 @@ class Reader:
         self._heal = False
         self._asked: list[Question] = []
         """What the read in flight asks of histories; empty for a read of new entries."""
-        self._missing: dict[str, list[bytes]] = {}
-        """Entries of the history that we do not know of, and have yet to read."""
-        self._with_known: dict[str, bool] = {}
-        """Queues of which we had entries when we began to read the history."""
+        self._missing: dict[str, dict[bytes, int]] = {}
+        """Entries of the history that we do not know of, and have yet to read: how often each was delivered."""
         self._fences: dict[str, tuple[Fence, int]] = {}
         """When the read in flight was sent: each queue's fence, and how often its connection had broken."""
         self._sent_at = 0.0
@@ -180,23 +168,18 @@ class Reader:
         """The next part of a queue's history.
 
         Reading it counts as a delivery of each entry: with a bad connection, a long task would soon have been
-        delivered too often. So while we have entries, those that we do not know of are looked for first.
+        delivered too often. So it is looked at first, and then only those entries are read that we do not know of.
         """
         name, stream = queue.keys.queue, queue.keys.stream
         cursor = self._cursors[name]
         queue.ended_meanwhile = set()
-        head: Command = ("XREADGROUP", "GROUP", GROUP, self._machine.consumer, "COUNT")
         missing = self._missing.pop(name, None)
         if missing:
-            reads: list[Command] = [(*head, 1, "STREAMS", stream, id_before(entry_id)) for entry_id in missing]
-            return Question(queue, cursor, reads, Part.MISSING)
-        if cursor == b"0":
-            self._with_known[name] = bool(queue.in_flight)
-        if self._with_known[name]:
-            start = b"-" if cursor == b"0" else b"(" + cursor
-            look: Command = ("XPENDING", stream, GROUP, start, "+", HISTORY_PAGE, self._machine.consumer)
-            return Question(queue, cursor, [look], Part.IDS)
-        return Question(queue, cursor, [(*head, HISTORY_PAGE, "STREAMS", stream, cursor)], Part.PAGE)
+            head: Command = ("XREADGROUP", "GROUP", GROUP, self._machine.consumer, "COUNT", 1, "STREAMS", stream)
+            return Question(queue, cursor, [(*head, id_before(entry_id)) for entry_id in missing], missing)
+        start = b"-" if cursor == b"0" else b"(" + cursor
+        look: Command = ("XPENDING", stream, GROUP, start, "+", HISTORY_PAGE, self._machine.consumer)
+        return Question(queue, cursor, [look])
 
     def _history_reply(self, question: Question, replies: list[Reply], now: float) -> None:
         queue = question.queue
@@ -206,22 +189,19 @@ class Reader:
                 self._trouble(reply, [queue], now)
                 return
         name = queue.keys.queue
-        if question.part is Part.IDS:
-            ids = [row.entry_id for row in parse_pending(replies[0])]
-            known = queue.in_flight.keys() | queue.claiming | ended
-            self._missing[name] = [entry_id for entry_id in ids if entry_id not in known]
-        else:
+        if question.missing is not None:
             entries = [e for reply in replies for e in parse_read(reply).get(queue.keys.stream, [])]
-            ids = [entry_id for entry_id, _ in entries]
             alive = [entry for entry in entries if entry[0] not in ended]
             fence = queue.fence_since(*self._fences[name])
-            self._machine.received(queue, alive, fence, self._sent_at, history=True)
-        if question.part is Part.MISSING or self._cursors.get(name) != question.cursor:
-            return  # in the latter case it is all to be read again
-        if ids:
-            self._cursors[name] = ids[-1]
-        else:
-            del self._cursors[name]
+            self._machine.received(queue, alive, fence, self._sent_at, question.missing)
+        elif self._cursors.get(name) == question.cursor:  # otherwise it is all to be looked at again
+            rows = parse_pending(replies[0])
+            known = queue.in_flight.keys() | queue.claiming | ended
+            self._missing[name] = {row.entry_id: row.deliveries for row in rows if row.entry_id not in known}
+            if rows:
+                self._cursors[name] = rows[-1].entry_id
+            else:
+                del self._cursors[name]
 
     def _new_entries(self, reply: Reply, now: float) -> None:
         if isinstance(reply, ServerError):

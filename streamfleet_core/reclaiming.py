@@ -125,10 +125,10 @@ class Reclaimer:
         if len(entries) < len(ids):
             # Deleted meanwhile, or (Redis 6.2) deleted and yet claimed: our history then names them.
             machine.lane_of(queue).reader.reread()
-        counts = {row.entry_id: row.deliveries for row in rows}
+        counts = {row.entry_id: row.deliveries + 1 for row in rows}
         # Each goes to the front of those that wait, so that the oldest, handed in last, comes first.
         fence = queue.fence_since(token, broken) if bump else UNKNOWN
-        new = machine.received(queue, entries[::-1], fence, answer.sent, counts)
+        new = machine.received(queue, entries[::-1], fence, answer.sent, counts, first=True)
         if new:
             owners = Counter(row.consumer.decode(errors="replace") for row in rows)
             machine.counts["reclaimed"] += new

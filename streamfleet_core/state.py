@@ -189,7 +189,7 @@ class Delivery:
     deliveries: int = 1
     """The number of this delivery, as far as we know."""
     counted: bool = True
-    """Do we know it? Not for what our own history has brought: the server counts each read of that too."""
+    """Do we know it? The server's count may be higher: to it, each read of our own history is a delivery too."""
     deadline: float = 0.0
     cancelled: str = ""
     """Why the handler should stop, or empty."""

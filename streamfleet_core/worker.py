@@ -329,11 +329,12 @@ class WorkerMachine:
         sent_at: float,
         deliveries: dict[bytes, int] | None = None,
         *,
-        history: bool = False,
+        first: bool = False,
     ) -> int:
         """Entries are in our PEL, known to be ours under ``fence``. Returns how many were new to us.
 
-        ``deliveries``: how often they had been delivered, for those that were claimed; they go first.
+        ``deliveries``: which delivery this is, of those that were not just read for the first time; without it
+        in there it is not known. ``first``: they go before what waits.
         """
         new = 0
         in_flight = queue.in_flight
@@ -344,20 +345,19 @@ class WorkerMachine:
             new += 1
             delivery = in_flight[entry_id] = self._admit(queue, entry_id, fields, fence, sent_at)
             self.held += 1
-            if history:
-                delivery.counted = False
             if plain and delivery.verdict is None:
                 self.ready.append(delivery)
-            else:
-                self._place(delivery, deliveries)
+                continue
+            if deliveries is not None:
+                delivery.counted = entry_id in deliveries
+                delivery.deliveries = deliveries.get(entry_id, 1)
+            self._place(delivery, first)
         self.counts["received"] += new
         return new
 
-    def _place(self, delivery: Delivery, deliveries: dict[bytes, int] | None) -> None:
+    def _place(self, delivery: Delivery, first: bool) -> None:
         """What to do with an entry that is not simply new."""
         limit = self.config.max_deliveries
-        if deliveries is not None:
-            delivery.deliveries = deliveries.get(delivery.entry_id, 0) + 1
         if delivery.verdict is not None:
             self._decide(delivery, delivery.verdict)
         elif delivery.deliveries > limit:
@@ -366,8 +366,10 @@ class WorkerMachine:
         elif self.stopping:
             delivery.move(Phase.RELEASING)
             self.lane_of(delivery.queue).settler.add(delivery)
-        else:
+        elif first:
             self.ready.appendleft(delivery)
+        else:
+            self.ready.append(delivery)
 
     def _admit(
         self, queue: QueueState, entry_id: bytes, fields: list[bytes] | None, fence: Fence, sent_at: float

@@ -3,7 +3,7 @@ import pytest
 from streamfleet_core.errors import PermissionMissing, WrongKeyType
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import GROUP, queue_keys
-from streamfleet_core.reading import HISTORY_PAGE, PAGE
+from streamfleet_core.reading import HISTORY_PAGE, PAGE, id_before
 from streamfleet_core.state import Phase
 
 KEYS = queue_keys("q")
@@ -59,22 +59,24 @@ def test_two_workers_that_create_the_group_at_once(world):
 def test_own_pending_entries_come_before_new_ones(world):
     worker = world.worker(concurrency=4)
     worker.read.held = True
-    world.enqueue("a")
+    entry = world.enqueue("a")
     worker.read.execute()
     assert worker.read.flight.executed, "the server has delivered the entry"
     worker.read.lose()
-    before = len(reads(worker))
+    before = len(worker.read.sent)
     world.enqueue("b")
     worker.read.release()
     world.advance(1)
     assert [worker.take().task.id, worker.take().task.id] == ["a", "b"]
-    after = [ids for ids, _ in reads(worker)][before:]
-    assert after[0] == (b"0",)
-    assert after[-1] == (b">",)
+    look, missing, rest, new = [exchange[0] for exchange in worker.read.sent[before:]][:4]
+    assert look[:2] == ("XPENDING", KEYS.stream)
+    assert missing[-1] == id_before(entry)
+    assert rest[3] == b"(" + entry
+    assert new[-1] == b">"
     assert worker.machine.counts["received"] == 2
 
 
-def test_history_is_read_page_by_page(world):
+def test_history_is_looked_at_page_by_page(world):
     first = world.worker(concurrency=300, consumer="w")
     ids = [world.enqueue(f"t{n}") for n in range(2 * HISTORY_PAGE + 7)]
     world.pump()
@@ -83,8 +85,28 @@ def test_history_is_read_page_by_page(world):
     again.wire(again.control.link.role).held = True
     world.pump()
     assert [d.entry_id for d in again.machine.ready] == ids
-    cursors = [ids[0] for ids, _ in reads(again) if ids != (b">",)]
-    assert cursors == [b"0", ids[HISTORY_PAGE - 1], ids[2 * HISTORY_PAGE - 1], ids[-1]]
+    looks = [command[3] for exchange in again.read.sent for command in exchange if command[0] == "XPENDING"]
+    assert looks == [b"-", *(b"(" + ids[last] for last in (HISTORY_PAGE - 1, 2 * HISTORY_PAGE - 1, -1))]
+    assert max(len(exchange) for exchange in again.read.sent) == HISTORY_PAGE
+
+
+def test_what_the_history_brings_is_known_with_its_number_of_deliveries(world):
+    """As after a claim whose reply was lost: too many deliveries are too many there as well."""
+    worker = world.worker(concurrency=3, max_deliveries=5)
+    worker.read.held = True
+    worker.read.lose()
+    counts = {world.enqueue(f"t{count}"): count for count in (1, 5, 6)}
+    us = worker.machine.consumer
+    world.call("XREADGROUP", "GROUP", GROUP, us, "STREAMS", KEYS.stream, ">")
+    for entry, count in counts.items():
+        world.call("XCLAIM", KEYS.stream, GROUP, us, 0, entry, "RETRYCOUNT", count, "JUSTID")
+    worker.read.release()
+    world.advance(1)
+    assert [(worker.take().deliveries) for _ in range(2)] == [1, 5]
+    assert worker.machine.take(world.now) is None
+    (letter,) = world.dead()
+    assert letter[b"id"] == b"t6"
+    assert letter[b"dead_reason"] == b"delivered 5 times without being settled (limit 5)"
 
 
 def test_entries_of_the_history_that_are_known_are_not_taken_twice(world):

@@ -178,7 +178,7 @@ def test_an_entry_that_a_claim_will_bring_is_not_taken_from_the_history(world):
     worker.read.lose()
     before = len(worker.read.sent)
     world.advance(0.5)
-    assert worker.read.sent[before][0][-1] == b"0", "the history was read meanwhile"
+    assert worker.read.sent[before][0][0] == "XPENDING", "the history was looked at meanwhile"
     assert worker.deliveries == []
     worker.control.release()
     (delivery,) = worker.deliveries
@@ -317,12 +317,12 @@ def test_of_several_reclaimed_entries_the_oldest_goes_first(world):
 def test_what_was_claimed_is_known_to_be_ours(world):
     ids = abandon(world, 2, consumer=b"old\xff")
     worker = world.worker(concurrency=5)  # there is room, so it goes on reading
-    history = [exchange for exchange in worker.read.sent if b"0" in exchange[-1]]
+    history = [exchange for exchange in worker.read.sent if exchange[0][0] == "XPENDING"]
     assert len(history) == 1
     worker.settle.frozen = True  # or it would verify them meanwhile
     world.advance(2 * LEASE)
     assert [d.fence for d in worker.deliveries] == [world.value(KEYS.fence)] * len(ids)
-    assert [exchange for exchange in worker.read.sent if b"0" in exchange[-1]] == history
+    assert [exchange for exchange in worker.read.sent if exchange[0][0] == "XPENDING"] == history
 
 
 def read_no_more(world, worker):

@@ -478,7 +478,7 @@ def test_errors_of_any_kind_end_or_delay_but_never_break(world):
 
 
 def receive(world, worker, fields, deliveries=None):
-    """An entry as the control link hands it in, with how often the server says it was delivered before."""
+    """An entry as the links hand it in, with the number of its delivery where the server was asked for that."""
     queue = worker.machine.queues["q"]
     counts = None if deliveries is None else {b"5-0": deliveries}
     assert worker.machine.received(queue, [(b"5-0", fields)], queue.fence, world.now, counts) == 1
@@ -495,11 +495,11 @@ def test_an_entry_without_a_body_only_has_its_row_removed(world):
     assert world.dead() == []
 
 
-@pytest.mark.parametrize(("before", "verdict"), [(4, None), (5, Verdict.DEAD), (900, Verdict.DEAD)])
-def test_an_entry_is_delivered_so_often_and_not_once_more(world, before, verdict):
+@pytest.mark.parametrize(("number", "verdict"), [(5, None), (6, Verdict.DEAD), (900, Verdict.DEAD)])
+def test_an_entry_is_delivered_so_often_and_not_once_more(world, number, verdict):
     worker = world.worker(max_deliveries=5)
-    delivery = receive(world, worker, encode_task(Task("t", "q", "c", b"")), before)
-    assert delivery.deliveries == before + 1
+    delivery = receive(world, worker, encode_task(Task("t", "q", "c", b"")), number)
+    assert delivery.deliveries == number
     assert delivery.verdict is verdict
 
 
