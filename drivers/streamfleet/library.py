@@ -67,6 +67,7 @@ class LibraryDriver:
     ) -> None:
         if find_spec(self.library.module) is None:
             raise MissingExtra(f"the {self.name} driver needs 'pip install streamfleet[{self.name}]'")
+        import_module(self.library.module)  # takes a while: here it does not hold up an event loop
         settings = settings_for(
             url,
             type(self).__name__,

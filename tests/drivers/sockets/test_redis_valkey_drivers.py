@@ -191,3 +191,13 @@ def test_nothing_is_imported_before_it_is_needed():
         "assert not {'redis', 'valkey', 'trio', 'fakeredis'} & set(sys.modules), sorted(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(("module", "driver"), [("redis", "RedisDriver"), ("valkey", "ValkeyDriver")])
+def test_the_library_is_imported_with_its_driver_and_not_on_an_event_loop(module, driver):
+    code = (
+        f"import sys, streamfleet.{module}\n"
+        f"streamfleet.{module}.{driver}()\n"
+        f"assert '{module}.asyncio.connection' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
