@@ -197,11 +197,16 @@ class Reader:
         elif self._cursors.get(name) == question.cursor:  # otherwise it is all to be looked at again
             rows = parse_pending(replies[0])
             known = queue.in_flight.keys() | queue.claiming | ended
-            self._missing[name] = {row.entry_id: row.deliveries for row in rows if row.entry_id not in known}
+            missing = [row for row in rows if row.entry_id not in known]
+            # A read whose reply was lost counts as a delivery to the server; so what it said at first is true.
+            self._missing[name] = {
+                r.entry_id: queue.looked_at.setdefault(r.entry_id, r.deliveries) for r in missing
+            }
             if rows:
                 self._cursors[name] = rows[-1].entry_id
             else:
                 del self._cursors[name]
+                queue.looked_at.clear()
 
     def _new_entries(self, reply: Reply, now: float) -> None:
         if isinstance(reply, ServerError):

@@ -110,6 +110,8 @@ class Reclaimer:
         commands = transaction([("XCLAIM", keys.stream, GROUP, machine.consumer, lease_ms, *ids), *bump])
         broken = queue.broken
         queue.claiming.update(ids)
+        for entry_id in ids:
+            queue.looked_at.pop(entry_id, None)  # should we find them in our history, then by a new delivery
         try:
             answer = yield commands
         finally:

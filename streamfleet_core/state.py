@@ -149,6 +149,8 @@ class QueueState:
     """While a read of our history is on its way: entries that have ended since it was sent, but may be in it."""
     claiming: set[bytes] = field(default_factory=set)
     """Entries that a claim in flight will bring; whoever meets them elsewhere leaves them to it."""
+    looked_at: dict[bytes, int] = field(default_factory=dict)
+    """Entries of our history that were listed and may not have been read yet: how often they were delivered then."""
     broken: int = 0
     """How often the settling connection has broken."""
 

@@ -109,6 +109,51 @@ def test_what_the_history_brings_is_known_with_its_number_of_deliveries(world):
     assert letter[b"dead_reason"] == b"delivered 5 times without being settled (limit 5)"
 
 
+def test_reads_of_the_history_whose_replies_are_lost_are_not_deliveries(world):
+    """The server counts them, though: a bad connection would put tasks aside that no handler has seen."""
+    worker = world.worker(concurrency=3, max_deliveries=2)
+    worker.read.held = True
+    worker.read.lose()
+    world.enqueue("a")
+    us = worker.machine.consumer
+    world.call("XREADGROUP", "GROUP", GROUP, us, "STREAMS", KEYS.stream, ">")
+    for _ in range(5):
+        worker.read.held = False
+        worker.read.hold_at("XREADGROUP")
+        worker.read.execute()
+        worker.read.lose()
+    assert delivered(world) == 6
+    worker.read.release()
+    world.advance(1)
+    assert worker.take().deliveries == 1
+    assert world.dead() == []
+
+
+def test_a_claim_of_our_own_is_a_delivery_though_its_reply_was_lost(world):
+    worker = world.worker(concurrency=3)
+    worker.read.held = True
+    worker.read.lose()
+    entry = world.enqueue("a")
+    world.call("XREADGROUP", "GROUP", GROUP, worker.machine.consumer, "STREAMS", KEYS.stream, ">")
+    worker.read.held = False
+    worker.read.hold_at("XREADGROUP")
+    worker.read.lose(unknown=False)
+    worker.read.frozen = True
+    world.call("XCLAIM", KEYS.stream, GROUP, "other", 0, entry, "RETRYCOUNT", 3, "JUSTID")
+    worker.control.hold_at("XCLAIM")
+    worker.control.execute()
+    worker.control.lose()
+    worker.control.held = worker.read.frozen = worker.read.held = False
+    world.advance(1)
+    assert worker.take().deliveries == delivered(world) - 1 == 4
+
+
+def delivered(world):
+    """How often the server has delivered the one entry, by its own count."""
+    ((_, _, _, count),) = world.call("XPENDING", KEYS.stream, GROUP, "-", "+", 10)
+    return count
+
+
 def test_entries_of_the_history_that_are_known_are_not_taken_twice(world):
     worker = world.worker()
     world.enqueue("a")
