@@ -74,7 +74,9 @@ class Controller:
 
     def finished(self) -> bool:
         """See `link.Duty.finished`."""
-        return self._machine.stopping and self._procedure is None
+        if self._machine.time.gave_up:
+            return True
+        return self._machine.stopping and self._procedure is None and not self.mover.rescues
 
     def deadline(self) -> float:
         """See `link.Duty.deadline`."""
@@ -83,7 +85,7 @@ class Controller:
     def begin(self, identity: ServerIdentity, now: float) -> None:
         """See `link.Duty.begin`."""
         self.contact_since = self._last_reply = now
-        self._start(check_server(self._machine, self.link, self._queues))
+        self._start(self._greet())
 
     def pull(self, now: float) -> Exchange | None:
         """The next step of the chore at work, or of one that is due."""
@@ -118,6 +120,10 @@ class Controller:
                 self._machine.lanes[self.link.slot].reader.reread()
 
     # ---- parts --------------------------------------------------------------------------------------
+
+    def _greet(self) -> Steps:
+        yield from self.mover.put_back()
+        yield from check_server(self._machine, self.link, self._queues)
 
     def _chores(self) -> list[tuple[float, Callable[[float], Steps]]]:
         return [

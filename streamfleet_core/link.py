@@ -111,29 +111,42 @@ class Duty(Protocol):
 class Outage:
     """Tells once when a machine's links lose the server, and once when all of them have it back."""
 
-    __slots__ = ("_detail", "_down", "_emit", "_since")
+    __slots__ = ("_detail", "_down", "_emit", "_since", "_told", "_up")
 
     def __init__(self, emit: Callable[[Event], None], detail: Callable[[], str]) -> None:
         self._emit = emit
         self._detail = detail
+        self._up: set[tuple[Role, int]] = set()
         self._down: set[tuple[Role, int]] = set()
+        self._told = False
         self._since = 0.0
 
     def lost(self, role: Role, slot: int, error: Exception, now: float) -> None:
         """A link has lost its connection, or cannot make one."""
-        if not self._down:
+        if not self._told:
+            self._told = True
             self._since = now
             self._emit(
                 Event(EventKind.DISCONNECTED, f"no connection to the server: {error}", {"role": role.value})
             )
         self._down.add((role, slot))
+        self._up.discard((role, slot))
 
     def back(self, role: Role, slot: int, now: float) -> None:
-        """A link has a connection, or does not need one any more."""
-        if (role, slot) not in self._down:
-            return
+        """A link has a connection."""
         self._down.discard((role, slot))
-        if not self._down:
+        self._up.add((role, slot))
+        self._tell_end(now)
+
+    def unneeded(self, role: Role, slot: int, now: float) -> None:
+        """A link does not need a connection any more: the outage ends without it, if others have theirs."""
+        self._down.discard((role, slot))
+        self._up.discard((role, slot))
+        self._tell_end(now)
+
+    def _tell_end(self, now: float) -> None:
+        if self._told and self._up and not self._down:
+            self._told = False
             seconds = now - self._since
             text = f"connected again after {seconds:.1f} s{self._detail()}"
             self._emit(Event(EventKind.RECONNECTED, text, {"seconds": seconds}))
@@ -214,24 +227,28 @@ class Link:
         """What the shell should do next (see the module's text)."""
         self.sleeping = self.kicked = False
         if self.stopped or self.refusal is not None or self.duty.finished():
-            return Finished()
+            return self._finish(now)
         if now < self._resume_at:
             return self._sleep(self._resume_at)
         if not self._connected:
             if self.duty.wanted():
                 return Connect(CONNECT_TIMEOUT)
-            self._outage.back(self.role, self.slot, now)
+            self._outage.unneeded(self.role, self.slot, now)
             return self._sleep(self.duty.deadline())
         batch = self.duty.pull(now)
         if batch is not None:
             self._in_flight = True
             return batch
         if self.refusal is not None or self.duty.finished():
-            return Finished()
+            return self._finish(now)
         if not self.duty.wanted():
             self._connected = False
             return Disconnect()
         return self._sleep(max(self._resume_at, self.duty.deadline()))
+
+    def _finish(self, now: float) -> Finished:
+        self._outage.unneeded(self.role, self.slot, now)
+        return Finished()
 
     def _sleep(self, until: float) -> Sleep:
         self.sleeping = True

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from streamfleet_core import safeguards
 from streamfleet_core.connection import Command, Reply, ServerError
 from streamfleet_core.events import EventKind
+from streamfleet_core.keys import QueueKeys
 from streamfleet_core.procedure import Answer, Steps, committed, transaction, trouble
 from streamfleet_core.replies import parse_time
 from streamfleet_core.state import QueueState
@@ -27,13 +28,15 @@ BATCH = 500
 class Mover:
     """See the module's text."""
 
-    __slots__ = ("_control", "_machine", "_queues", "next_at")
+    __slots__ = ("_control", "_machine", "_queues", "next_at", "rescues")
 
     def __init__(self, machine: WorkerMachine, control: Controller, queues: list[QueueState], now: float) -> None:
         self._machine = machine
         self._control = control
         self._queues = queues
         self.next_at = now
+        self.rescues: list[tuple[QueueKeys, int, bytes, bytes]] = []
+        """Tasks that have left the schedule, and that no stream has taken: they exist nowhere else."""
 
     def due_at(self, at: float) -> None:
         """A task was scheduled by this worker: look when it is due, not only at the next poll."""
@@ -91,7 +94,8 @@ class Mover:
                 self._report_missing(queue, due, bodies.replies[0])
                 failed = _first_error(Answer(results, answer.sent, answer.now), commands[1:-1])
                 if failed:
-                    yield from self._put_back(queue, due, bodies.replies[0], results[2:-1], server_ms)
+                    self._rescue(queue, due, bodies.replies[0], results[2:-1], server_ms)
+                    yield from self.put_back()
                     trouble(self._control.link, *failed, answer.now)
                     return
             if later is not None:
@@ -114,18 +118,30 @@ class Mover:
         commands.append(("SET", keys.moves, self._machine.token()))
         return commands
 
-    def _put_back(
+    def _rescue(
         self, queue: QueueState, due: list[bytes], bodies: Reply, added: list[Reply], server_ms: int
-    ) -> Steps:
-        """MULTI does not roll back: what left the schedule, and no stream has taken, exists only here now."""
+    ) -> None:
+        """MULTI does not roll back: put back what was not added, and stop, for others would fare no better."""
         moved = [pair for pair in zip(due, _list(bodies), strict=True) if isinstance(pair[1], bytes)]
-        rows: list[Command] = []
         for (task_id, body), result in zip(moved, added, strict=True):
             if isinstance(result, ServerError) and isinstance(body, bytes):
-                rows.append(("ZADD", queue.keys.schedule, server_ms, task_id))
-                rows.append(("HSET", queue.keys.scheduled, task_id, body))
-        if rows:
-            yield rows
+                self.rescues.append((queue.keys, server_ms, task_id, body))
+
+    def put_back(self) -> Steps:
+        """Sent until it is accepted, after a lost reply too: here a duplicate is better than a loss."""
+        while self.rescues:
+            rows: list[Command] = []
+            for keys, due_ms, task_id, body in self.rescues:
+                rows.append(("ZADD", keys.schedule, due_ms, task_id))
+                rows.append(("HSET", keys.scheduled, task_id, body))
+            answer = yield transaction(rows)
+            result = answer.replies[-1]
+            results = result if isinstance(result, list) else [result]
+            error = next((reply for reply in results if isinstance(reply, ServerError)), None)
+            if error is None:
+                self.rescues.clear()
+            else:
+                self._control.link.back_off(answer.now, error.message)
 
     def _report_missing(self, queue: QueueState, due: list[bytes], bodies: Reply) -> None:
         """Only once the move has gone through: another mover may have taken the body along with the row."""

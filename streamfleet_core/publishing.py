@@ -274,7 +274,7 @@ class Publisher:
             self._machine.pending += len(batch.submissions)
         self._resend.extendleft(reversed(missing))
         self._receiver.forget()
-        self._machine.given_up(self._queues, applied, {s for batch in missing for s in batch.submissions})
+        self._machine.given_up(self._queues, applied, {s for batch in self._resend for s in batch.submissions})
 
     def _check(self, now: float) -> Exchange | None:
         """A client that has nothing to send would never notice that the server has lost its last tasks."""

@@ -197,11 +197,10 @@ class Reader:
         elif self._cursors.get(name) == question.cursor:  # otherwise it is all to be looked at again
             rows = parse_pending(replies[0])
             known = queue.in_flight.keys() | queue.claiming | ended
-            missing = [row for row in rows if row.entry_id not in known]
             # A read whose reply was lost counts as a delivery to the server; so what it said at first is true.
-            self._missing[name] = {
-                r.entry_id: queue.looked_at.setdefault(r.entry_id, r.deliveries) for r in missing
-            }
+            count = queue.looked_at.setdefault
+            missing = [row for row in rows if row.entry_id not in known]
+            self._missing[name] = {row.entry_id: count(row.entry_id, row.deliveries) for row in missing}
             if rows:
                 self._cursors[name] = rows[-1].entry_id
             else:

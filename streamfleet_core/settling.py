@@ -68,7 +68,6 @@ class Settler:
         "_pending",
         "_pressure",
         "_queues",
-        "_rescues",
         "_said_goodbye",
         "_sent_at",
         "_stage",
@@ -76,6 +75,7 @@ class Settler:
         "controller_gone",
         "link",
         "reader_gone",
+        "rescues",
     )
 
     link: Link
@@ -98,7 +98,8 @@ class Settler:
         self._last_words: list[Command] = []
         self._leaving: Steps | None = None
         """What is left to be said at the end of a graceful stop."""
-        self._rescues: list[Command] = []
+        self.rescues: list[Command] = []
+        """What puts tasks back that exist nowhere else."""
         self._next_beat = now
         self._pressure = Pressure()
         self._said_goodbye = False
@@ -119,7 +120,7 @@ class Settler:
 
     def finished(self) -> bool:
         """At the end of a graceful stop; without a server, as soon as there is nothing left to write."""
-        if self._said_goodbye or self._machine.gave_up:
+        if self._said_goodbye or self._machine.time.gave_up:
             return True
         return self._machine.stopping and not self.link.connected_now and self._may_leave()
 
@@ -138,9 +139,9 @@ class Settler:
         self._pressure.relax(now)
         if not self._armed or (self._suspect and self._pressure.memory is Memory.ENOUGH):
             return self._arm(now)
-        if self._rescues:
+        if self.rescues:
             self._stage = Stage.RESCUE
-            return Exchange(list(self._rescues))
+            return Exchange(list(self.rescues))
         outcomes_, beats = self._outcomes(), self._due_beats(now)
         if self._pressure.memory is Memory.BARE and (outcomes_ or beats):
             return self._pull_bare(outcomes_, beats, now)
@@ -434,17 +435,17 @@ class Settler:
         commit.rescued.add(delivery)
         self._machine.counts["rescued"] += 1
         self._machine.emit(EventKind.RESCUED, f"put back into its queue: {why}", delivery)
-        self._rescues.append(("XADD", delivery.queue.keys.stream, "*", *delivery.fields))
+        self.rescues.append(("XADD", delivery.queue.keys.stream, "*", *delivery.fields))
         self._machine.fail(why, commit.sent_at)
 
     def _rescued(self, replies: list[Reply], now: float) -> None:
         """Sent until it is accepted: here a duplicate is better than a loss."""
         left = [
             (command, reply)
-            for command, reply in zip(self._rescues, replies, strict=True)
+            for command, reply in zip(self.rescues, replies, strict=True)
             if isinstance(reply, ServerError)
         ]
-        self._rescues = [command for command, _ in left]
+        self.rescues = [command for command, _ in left]
         if left:
             self.link.back_off(now, left[0][1].message)
 
@@ -482,7 +483,7 @@ class Settler:
     # ---- leaving ------------------------------------------------------------------------------------
 
     def _may_leave(self) -> bool:
-        waiting = self._pending or self._rescues
+        waiting = self._pending or self.rescues
         return self._machine.idle and not waiting and self.reader_gone and self.controller_gone
 
     def _leave(self) -> Exchange:

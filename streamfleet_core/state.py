@@ -150,7 +150,7 @@ class QueueState:
     claiming: set[bytes] = field(default_factory=set)
     """Entries that a claim in flight will bring; whoever meets them elsewhere leaves them to it."""
     looked_at: dict[bytes, int] = field(default_factory=dict)
-    """Entries of our history that were listed and may not have been read yet: how often they were delivered then."""
+    """Entries of our history that were listed and perhaps not yet read: how often they were delivered then."""
     broken: int = 0
     """How often the settling connection has broken."""
 

@@ -24,13 +24,13 @@ from streamfleet_core.errors import ServerRefused, UsageError
 from streamfleet_core.events import Event, EventKind
 from streamfleet_core.features import Feature
 from streamfleet_core.keys import QueueKeys, queue_keys
-from streamfleet_core.link import FOREVER, LARGEST_BACKOFF, Action, Finished, Link, Outage, Role
+from streamfleet_core.link import LARGEST_BACKOFF, Action, Finished, Link, Outage, Role
 from streamfleet_core.reading import Reader
 from streamfleet_core.retry import policy_of
 from streamfleet_core.safeguards import Fence
 from streamfleet_core.settling import Settler
 from streamfleet_core.state import Delivery, Phase, QueueState, Verdict
-from streamfleet_core.timekeeping import Timekeeper
+from streamfleet_core.timekeeping import CANCEL_AT, NO_CONTACT, Timekeeper
 from streamfleet_core.wire import Undecodable, decode_task
 
 MAX_ERROR = 500
@@ -39,10 +39,6 @@ MAX_TRACEBACK = 8_000
 """Characters of traceback text kept in a dead letter."""
 SMOOTHING = 0.1
 """Weight of the newest handler duration in the running mean."""
-NO_CONTACT = "no contact to the server: others will take the task over"
-"""Why handlers are told to stop before their lease ends, unless contact comes back first."""
-CANCEL_AT = 0.9
-"""The part of the lease after which, without a beat, handlers are told to stop and none is started."""
 
 # CPython 3.11 finds members through a descriptor: slow where it is done for each task.
 _READY, _RUNNING, _SETTLING, _COMPLETED = Phase.READY, Phase.RUNNING, Phase.SETTLING, Verdict.COMPLETED
@@ -97,14 +93,8 @@ class WorkerMachine:
         self.stopping = False
         self.features: frozenset[Feature] = frozenset()
         """What the server can do beyond the baseline, once it has been asked."""
-        self.stop_at = FOREVER
-        """When running handlers are given up."""
-        self.gave_up = False
         self._failure: ServerRefused | None = None
-        self._timed: dict[Delivery, None] = {}
         self._mean = 0.0
-        self.next_tick = now
-        """When `tick` is to be called next (monotonic seconds)."""
         self._outage = Outage(self.events.append, lambda: "")
         self.queues: dict[str, QueueState] = {
             name: QueueState(queue_keys(name), timeout) for name, timeout in queues.items()
@@ -114,7 +104,8 @@ class WorkerMachine:
             slots.setdefault(slot_of(queue.keys), []).append(queue)
         self.lanes = {slot: self._lane(slot, members, now) for slot, members in slots.items()}
         self._lane_of = {queue.keys.queue: lane for lane in self.lanes.values() for queue in lane.queues}
-        self._time = self._link(Role.TIME, 0, Timekeeper(self))
+        self.time = Timekeeper(self, now)
+        self._link(Role.TIME, 0, self.time)
 
     def _lane(self, slot: int, queues: list[QueueState], now: float) -> Lane:
         reader = Reader(self, queues)
@@ -138,7 +129,7 @@ class WorkerMachine:
     def links(self) -> list[Link]:
         """All links, each to be driven by a loop of its own."""
         lanes = self.lanes.values()
-        return [*(link for lane in lanes for link in (lane.read, lane.settle, lane.control)), self._time]
+        return [*(link for lane in lanes for link in (lane.read, lane.settle, lane.control)), self.time.link]
 
     @property
     def refusal(self) -> ServerRefused | None:
@@ -146,11 +137,11 @@ class WorkerMachine:
         return self._failure or next((link.refusal for link in self.links if link.refusal is not None), None)
 
     def step(self, link: Link, now: float) -> Action:
-        """What the loop of ``link`` should do next; also lets time pass (`tick`)."""
-        if now >= self.next_tick:
-            self.tick(now)
+        """What the loop of ``link`` should do next; also lets time pass (`Timekeeper.tick`)."""
+        if now >= self.time.next_tick:
+            self.time.tick(now)
         action = link.step(now)
-        if type(action) is Finished and link is not self._time:
+        if type(action) is Finished and link.role is not Role.TIME:
             self._link_finished(link)
         return action
 
@@ -176,13 +167,7 @@ class WorkerMachine:
             delivery.ran = True
             delivery.started = now
             self.running += 1
-            timeout = delivery.queue.timeout
-            if timeout:
-                delivery.deadline = now + timeout
-                self._timed[delivery] = None
-                if delivery.deadline < self.next_tick:
-                    self.next_tick = delivery.deadline
-                    self._time.kick()
+            self.time.started(delivery, now)
             return delivery
         return None
 
@@ -220,25 +205,15 @@ class WorkerMachine:
         """
         if delivery.phase is not Phase.RUNNING:
             return
-        self.running -= 1
-        self._timed.pop(delivery, None)
-        delivery.move(Phase.RELEASING)
-        self._lane_of[delivery.queue.keys.queue].settler.add(delivery)
+        self._release_running(delivery)
 
     def stop(self, now: float, drain: float | None = None) -> None:
         """Take no new work, give back what has not started, and wait ``drain`` seconds for running handlers.
 
         Called again, it can only shorten that wait: whoever is in a hurry the second time gets his way.
         """
-        stop_at = now + (self.config.drain if drain is None else drain)
-        if self.stopping:
-            if stop_at < self.stop_at:
-                self.stop_at = self.next_tick = stop_at
-                self.kick_all()
-            return
+        self.time.stop(now + (self.config.drain if drain is None else drain))
         self.stopping = True
-        self.stop_at = stop_at
-        self.next_tick = now
         for delivery in self.ready:
             if delivery.phase is Phase.READY:
                 delivery.move(Phase.RELEASING)
@@ -251,6 +226,45 @@ class WorkerMachine:
         for link in self.links:
             link.kick()
 
+    def abandon(self) -> None:
+        """The server refuses: stop at once. Only what exists nowhere else is put back first (call again, then)."""
+        needed: set[Link] = set()
+        if not self.time.gave_up:
+            for lane in self.lanes.values():
+                needed |= {lane.settle} if lane.settler.rescues else set()
+                needed |= {lane.control} if lane.controller.mover.rescues else set()
+            needed = {link for link in needed if link.refusal is None}
+        for link in self.links:
+            if link not in needed and not (needed and link is self.time.link):
+                link.stop()
+
+    def give_up_running(self) -> None:
+        """The time for handlers is over: give their entries back."""
+        for queue in self.queues.values():
+            for delivery in queue.in_flight.values():
+                if delivery.phase is _RUNNING:
+                    self.cancel(delivery, "the worker stops")
+                    self._release_running(delivery)
+
+    def time_out(self, delivery: Delivery) -> None:
+        """Its handler takes too long: that counts as a failure."""
+        timeout = delivery.queue.timeout
+        self._not_running(delivery)
+        text = f"{delivery.queue.keys.queue}: handler took longer than its timeout of {timeout:g} s"
+        self.emit(EventKind.TIMED_OUT, text, delivery)
+        self.cancel(delivery, "timeout")
+        self._fail(delivery, f"timeout after {timeout:g} s", "", None, "")
+
+    def _not_running(self, delivery: Delivery) -> None:
+        self.running -= 1
+        if delivery.deadline:
+            self.time.ended(delivery)
+
+    def _release_running(self, delivery: Delivery) -> None:
+        self._not_running(delivery)
+        delivery.move(Phase.RELEASING)
+        self._lane_of[delivery.queue.keys.queue].settler.add(delivery)
+
     @property
     def failing_in_order(self) -> bool:
         """Is the refusal one after which what is in our hands can still be settled?"""
@@ -260,56 +274,6 @@ class WorkerMachine:
     def idle(self) -> bool:
         """Nothing is in our hands."""
         return self.held == 0
-
-    # ---- time ---------------------------------------------------------------------------------------
-
-    def tick(self, now: float) -> None:
-        """Time out handlers, and tell those without contact to stop before others take their entries over."""
-        self.next_tick = now + self.config.lease / 8
-        for delivery in [d for d in self._timed if d.deadline <= now]:
-            self._time_out(delivery)
-        if self._timed:
-            self.next_tick = min(self.next_tick, min(d.deadline for d in self._timed))
-        patience = self.config.lease * CANCEL_AT
-        for queue in self.queues.values():
-            if queue.in_flight:
-                self.lane_of(queue).settle.kick()  # it sleeps without end while it has nothing to renew
-            for delivery in queue.in_flight.values():
-                if delivery.phase is _RUNNING and not delivery.cancelled:
-                    if delivery.leased_from + patience <= now:
-                        self.cancel(delivery, NO_CONTACT)
-                    else:
-                        self.next_tick = min(self.next_tick, delivery.leased_from + patience)
-        if self.stopping:
-            self.next_tick = min(self.next_tick, max(now, self.stop_at))
-            if now >= self.stop_at:
-                self._give_up_running(now)
-
-    def _time_out(self, delivery: Delivery) -> None:
-        timeout = delivery.queue.timeout
-        del self._timed[delivery]
-        self.running -= 1
-        text = f"{delivery.queue.keys.queue}: handler took longer than its timeout of {timeout:g} s"
-        self.emit(EventKind.TIMED_OUT, text, delivery)
-        self.cancel(delivery, "timeout")
-        self._fail(delivery, f"timeout after {timeout:g} s", "", None, "")
-
-    def _give_up_running(self, now: float) -> None:
-        for queue in self.queues.values():
-            for delivery in queue.in_flight.values():
-                if delivery.phase is Phase.RUNNING:
-                    self._timed.pop(delivery, None)
-                    self.running -= 1
-                    self.cancel(delivery, "the worker stops")
-                    delivery.move(Phase.RELEASING)
-                    self._lane_of[queue.keys.queue].settler.add(delivery)
-        if now >= self.stop_at + self.config.lease:
-            self.gave_up = True
-            text = f"stopped with {self.held} entries neither settled nor given back; others will take them over"
-            self.emit(EventKind.RELEASED, text, entries=self.held)
-            self.kick_all()
-        else:
-            self.next_tick = self.stop_at + self.config.lease
 
     # ---- deliveries ---------------------------------------------------------------------------------
 
@@ -395,12 +359,13 @@ class WorkerMachine:
         if queue.ended_meanwhile is not None:
             queue.ended_meanwhile.add(delivery.entry_id)
         self.held -= 1
+        if self.stopping and not self.held:
+            self.kick_all()  # the settle links of other slots wait for this
 
     def lost(self, delivery: Delivery, owner: bytes | None) -> None:
         """Verification says that others own the entry, or that it is gone."""
         if delivery.phase is Phase.RUNNING:
-            self._timed.pop(delivery, None)
-            self.running -= 1
+            self._not_running(delivery)
         decided = delivery.verdict
         self.ended(delivery, Phase.LOST)
         self.counts["lost"] += 1
@@ -424,9 +389,7 @@ class WorkerMachine:
             text = f"handler came back after {now - delivery.started:.1f} s, too late: {delivery.cancelled}"
             self.emit(EventKind.LATE_RETURN, text, delivery)
             return False
-        self.running -= 1
-        if delivery.deadline:
-            self._timed.pop(delivery, None)
+        self._not_running(delivery)
         mean = self._mean
         mean += (now - delivery.started - mean) * (SMOOTHING if mean else 1.0)
         self._mean = mean if mean > 1e-6 else 1e-6
@@ -489,12 +452,10 @@ class WorkerMachine:
         return self._lane_of[queue.keys.queue]
 
     def _link_finished(self, link: Link) -> None:
-        if link is self._time:
-            return
         lane = self.lanes[link.slot]
         if link.role is Role.READ:
             lane.settler.reader_gone = True
         elif link.role is Role.CONTROL:
             lane.settler.controller_gone = True
         lane.settle.kick()
-        self._time.kick()
+        self.time.link.kick()

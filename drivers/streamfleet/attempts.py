@@ -10,7 +10,8 @@ from streamfleet.logs import logger
 from streamfleet.task import Task, result_bytes
 from streamfleet_core.errors import DoNotRetry, RetryLater
 from streamfleet_core.state import Delivery, Phase
-from streamfleet_core.worker import NO_CONTACT, WorkerMachine
+from streamfleet_core.timekeeping import NO_CONTACT
+from streamfleet_core.worker import WorkerMachine
 
 MAX_HANGING = 2
 """So many times the concurrency in threads may hang after their attempts were given up."""

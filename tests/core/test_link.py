@@ -337,6 +337,23 @@ def test_a_link_that_is_down_and_not_needed_any_more_does_not_keep_an_outage_up(
     assert bench.kinds() == [EventKind.DISCONNECTED, EventKind.RECONNECTED]
 
 
+def test_links_that_finish_while_they_are_down_do_not_keep_an_outage_up(bench):
+    """As the reader of a worker that stops; but without any connection nobody says that it is over."""
+    reader = bench.another(Role.READ)
+    for link in (bench.link, reader):
+        link.step(0.0)
+        link.connect_failed(NotSent("refused"), 0.0)
+    reader.stop()
+    assert reader.step(5.0) == Finished()
+    assert bench.kinds() == [EventKind.DISCONNECTED]
+    bench.connect(now=6.0)
+    assert bench.kinds() == [EventKind.DISCONNECTED, EventKind.RECONNECTED]
+    bench.link.connection_lost(OSError("reset"), outcome_unknown=True, now=7.0)
+    bench.link.stop()
+    assert bench.link.step(8.0) == Finished()
+    assert bench.kinds()[2:] == [EventKind.DISCONNECTED]
+
+
 def test_a_pause_that_was_asked_for_is_kept(bench):
     bench.connect()
     bench.link.wait(1.0, 5.0)

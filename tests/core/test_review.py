@@ -5,6 +5,7 @@ import pytest
 from streamfleet_core.client import MAX_UNTOLD
 from streamfleet_core.config import MAX_DELAY
 from streamfleet_core.errors import WrongKeyType
+from streamfleet_core.events import EventKind
 from streamfleet_core.keys import GROUP, queue_keys
 from streamfleet_core.state import Phase
 from streamfleet_core.submission import Status
@@ -204,6 +205,82 @@ def test_a_due_task_that_its_stream_does_not_take_stays_in_the_schedule(world):
     assert isinstance(worker.machine.refusal, WrongKeyType)
 
 
+def lose_a_due_task_in_its_transaction(world, worker):
+    """Its stream does not take it, and what puts it back is on its way. Gives its body."""
+    for wire in (worker.read, worker.settle):
+        wire.frozen = True
+    world.call("DEL", KEYS.stream)
+    world.call("SET", KEYS.stream, "mine")
+    body = pack_fields(encode_task(Task("t", "q", "c", b"")))
+    schedule(world, "t", body)
+    worker.control.hold_at("HDEL")
+    worker.control.deliver()
+    worker.control.turn()
+    assert worker.control.flight.names == ["MULTI", "ZADD", "HSET", "EXEC"]
+    assert world.call("HGETALL", KEYS.scheduled) == []
+    return body
+
+
+def test_a_due_task_is_put_back_although_the_connection_breaks(world):
+    worker = world.worker()
+    body = lose_a_due_task_in_its_transaction(world, worker)
+    worker.control.lose()
+    worker.control.release()
+    world.advance(2)
+    assert world.call("HGETALL", KEYS.scheduled) == [b"t", body]
+    assert world.call("ZRANGE", KEYS.schedule, 0, -1) == [b"t"]
+    assert isinstance(worker.machine.refusal, WrongKeyType)
+
+
+def test_a_due_task_is_put_back_until_the_server_takes_it(world):
+    worker = world.worker()
+    body = lose_a_due_task_in_its_transaction(world, worker)
+    end = world.refuse(FULL, "HSET")
+    worker.control.release()
+    world.advance(3)
+    assert world.call("HGETALL", KEYS.scheduled) == []
+    assert worker.events(EventKind.BACKING_OFF)
+    end()
+    world.advance(2)
+    assert world.call("HGETALL", KEYS.scheduled) == [b"t", body]
+
+
+def test_a_worker_that_is_refused_puts_due_tasks_back_before_it_ends(world):
+    """All links were stopped at once, as soon as one had met the wrong key."""
+    worker = world.worker()
+    body = lose_a_due_task_in_its_transaction(world, worker)
+    worker.read.link.refuse(WrongKeyType("not a stream"))
+    worker.control.lose()
+    worker.stop()
+    worker.machine.abandon()
+    for wire in (worker.read, worker.settle):
+        wire.frozen = False
+    assert not worker.control.link.stopped
+    worker.control.release()
+    world.advance(2)
+    assert world.call("HGETALL", KEYS.scheduled) == [b"t", body]
+    worker.machine.abandon()
+    world.pump()
+    assert worker.ended
+
+
+def test_a_worker_that_cannot_put_a_task_back_ends_all_the_same(world):
+    worker = world.worker()
+    lose_a_due_task_in_its_transaction(world, worker)
+    worker.read.link.refuse(WrongKeyType("not a stream"))
+    worker.control.lose()
+    world.available = False
+    worker.control.held = False
+    worker.stop(drain=1)
+    for wire in (worker.read, worker.settle):
+        wire.frozen = False
+    worker.machine.abandon()
+    world.advance(worker.machine.config.lease + 3)
+    worker.machine.abandon()
+    world.pump()
+    assert worker.ended
+
+
 @pytest.mark.parametrize("parts", [[], [b"id"]])
 def test_a_row_of_the_schedule_that_makes_no_entry_stops_nobody(world, parts):
     """XADD refused it, and each worker that met it took that for a refusal to work with it."""
@@ -292,4 +369,4 @@ def test_a_stop_comes_to_its_end_although_all_links_wait_for_a_silent_server(wor
     world.advance(3)
     worker.stop(drain=1)
     world.advance(1 + worker.machine.config.lease + 0.1)
-    assert worker.machine.gave_up
+    assert worker.machine.time.gave_up

@@ -983,5 +983,5 @@ def test_a_worker_without_a_server_gives_up_after_its_drain_and_a_lease(world):
     assert not worker.ended
     world.advance(2)
     assert worker.ended
-    assert worker.machine.gave_up
+    assert worker.machine.time.gave_up
     assert "1 entries neither settled" in worker.events(EventKind.RELEASED)[-1].text

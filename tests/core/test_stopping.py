@@ -5,6 +5,7 @@ import random
 import pytest
 
 from streamfleet_core.config import WorkerConfig
+from streamfleet_core.events import EventKind
 from streamfleet_core.state import Phase
 from streamfleet_core.wire import Task, encode_task
 from streamfleet_core.worker import WorkerMachine
@@ -45,14 +46,56 @@ def test_a_handler_stopped_after_the_machine_has_decided_changes_nothing(machine
     assert machine.running == 0
 
 
+def test_the_last_delivery_of_one_slot_lets_the_others_leave(world):
+    worker = world.worker("a", "b", slot_of=lambda keys: 1 if keys.queue == "a" else 2)
+    world.enqueue("t", "b")
+    world.pump()
+    delivery = worker.take()
+    worker.stop(drain=30)
+    world.advance(1)
+    worker.succeed(delivery)
+    world.advance(0.1)
+    assert worker.ended
+    assert not worker.machine.time.gave_up
+
+
+def test_a_shorter_stop_does_not_put_off_a_timeout(world):
+    worker = world.worker(timeout=5.0)
+    world.enqueue()
+    world.pump()
+    delivery = worker.take()
+    worker.stop(drain=80)
+    world.advance(1)
+    worker.stop(drain=40)
+    world.advance(4.1)
+    assert delivery.cancelled == "timeout"
+
+
+def test_that_entries_are_left_behind_is_told_once(world):
+    worker = world.worker(lease=2)
+    world.enqueue()
+    world.pump()
+    worker.take()
+    world.available = False
+    for wire in worker.wires:
+        wire.lose()
+        wire.frozen = True
+    worker.stop(drain=1)
+    for _ in range(8):
+        world.now += 1
+        worker.machine.time.tick(world.now)
+    [event] = [e for e in worker.events(EventKind.RELEASED) if "neither" in e.text]
+    assert event.data["entries"] == 1
+
+
 def test_a_second_stop_can_shorten_the_wait_for_handlers_and_not_lengthen_it(machine):
     delivery = running_delivery(machine)
     machine.stop(1.0)
     machine.stop(2.0, 60.0)
-    machine.tick(2.0)
+    machine.time.tick(2.0)
     assert delivery.phase is Phase.RUNNING
-    assert machine.stop_at == 31.0
+    assert machine.time.stop_at == 31.0
     machine.stop(3.0, 0.0)
-    machine.tick(3.0)
+    machine.time.tick(3.0)
     assert delivery.phase is Phase.RELEASING
     assert delivery.cancelled == "the worker stops"

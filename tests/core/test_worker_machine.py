@@ -8,8 +8,9 @@ from streamfleet_core.keys import GROUP, queue_keys
 from streamfleet_core.link import Role
 from streamfleet_core.retry import RetryPolicy
 from streamfleet_core.state import Phase, Verdict
+from streamfleet_core.timekeeping import CANCEL_AT
 from streamfleet_core.wire import F_REASON, Task, encode_task
-from streamfleet_core.worker import CANCEL_AT, MAX_ERROR, MAX_TRACEBACK, WorkerMachine
+from streamfleet_core.worker import MAX_ERROR, MAX_TRACEBACK, WorkerMachine
 
 KEYS = queue_keys("q")
 
@@ -280,6 +281,21 @@ def test_handlers_are_told_to_stop_before_others_take_their_tasks_over(world):
     assert worker.machine.counts["completed"] == 1
 
 
+def test_handlers_of_entries_that_have_waited_are_told_in_time_too(world):
+    """A lease that is nearly over when the handler begins ends before all handlers are looked at again."""
+    worker = world.worker(lease=10)
+    world.enqueue()
+    world.pump()
+    renewed = world.now
+    worker.settle.lose()
+    world.available = False
+    world.advance(8.9)
+    delivery = worker.take()
+    assert renewed + 9 <= worker.machine.time.next_tick <= delivery.leased_from + 9
+    world.advance(delivery.leased_from + 9.01 - world.now)
+    assert "no contact" in delivery.cancelled
+
+
 def test_no_task_is_started_that_others_may_have_by_now(world):
     worker = world.worker(lease=10)
     world.enqueue()
@@ -345,13 +361,13 @@ def test_stopping_again_can_only_shorten_the_wait(world):
     worker = world.worker()
     delivery = begin(world, worker)
     worker.stop(drain=50)
-    at = worker.machine.stop_at
+    at = worker.machine.time.stop_at
     assert at == world.now + 50
     worker.stop(drain=70)
-    assert worker.machine.stop_at == at
+    assert worker.machine.time.stop_at == at
     world.advance(1)
     worker.stop(drain=2)
-    assert worker.machine.stop_at == world.now + 2
+    assert worker.machine.time.stop_at == world.now + 2
     world.advance(1.9)
     assert delivery.phase is Phase.RUNNING
     world.advance(0.2)
@@ -394,7 +410,7 @@ def test_a_handler_that_was_given_up_comes_back_late(world):
     worker.succeed(delivery)
     assert worker.machine.counts["late"] == 1
     assert worker.machine.running == 0
-    assert not worker.machine._timed
+    assert not worker.machine.time._timed
 
 
 # ---- refusals ---------------------------------------------------------------------------------------
@@ -526,7 +542,7 @@ def test_without_a_server_a_stopping_worker_leaves_after_a_lease(world):
     world.available = False
     worker.stop(drain=1)
     world.advance(4.9)
-    assert not worker.machine.gave_up
+    assert not worker.machine.time.gave_up
     world.advance(1)
-    assert worker.machine.gave_up
+    assert worker.machine.time.gave_up
     assert "1 entries" in worker.events(EventKind.RELEASED)[-1].text

@@ -206,8 +206,7 @@ class WorkerProcess(Process):
             machine.stop(self.now)
         if machine.stopping:
             if machine.refusal is not None and not machine.failing_in_order:
-                for link in machine.links:
-                    link.stop()
+                machine.abandon()
             self.interrupt_finished()
 
     def stop(self, drain: float) -> None:

@@ -217,8 +217,7 @@ class Run:
             while idle:
                 wake(idle.pop())
             if machine.refusal is not None and not machine.failing_in_order:
-                for link in machine.links:
-                    link.stop()
+                machine.abandon()
             self.loops.interrupt_finished()
 
     def begin_stop(self, drain: float | None) -> None:

@@ -21,7 +21,8 @@ from streamfleet_core.config import WorkerConfig
 from streamfleet_core.connection import Driver
 from streamfleet_core.errors import DoNotRetry, RetryLater, UsageError
 from streamfleet_core.state import Delivery
-from streamfleet_core.worker import NO_CONTACT, WorkerMachine
+from streamfleet_core.timekeeping import NO_CONTACT
+from streamfleet_core.worker import WorkerMachine
 
 F = TypeVar("F", bound=Callable[[Task], object])
 
@@ -307,8 +308,7 @@ class _Run:
         if machine.stopping:
             self._work.notify_all()
             if machine.refusal is not None and not machine.failing_in_order:
-                for link in machine.links:
-                    link.stop()
+                machine.abandon()
             self.loops.interrupt_finished()
 
     def stop(self, drain: float | None) -> None:
