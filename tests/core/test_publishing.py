@@ -93,7 +93,13 @@ def test_what_gathers_while_one_batch_is_in_flight_leaves_in_the_next(world):
 
 @pytest.mark.parametrize(
     ("limits", "sizes"),
-    [({"batch_tasks": 4}, [4, 4, 2]), ({"batch_bytes": 100}, [3, 3, 3, 1]), ({}, [10])],
+    [
+        ({"batch_tasks": 4}, [4, 4, 2]),
+        ({"batch_bytes": 80}, [2, 2, 2, 2, 2]),
+        ({"batch_bytes": 81}, [3, 3, 3, 1]),
+        ({"batch_bytes": 100}, [3, 3, 3, 1]),
+        ({}, [10]),
+    ],
 )
 def test_batches_are_bounded_in_number_and_bytes(world, limits, sizes):
     client = world.client(**limits)
@@ -132,13 +138,13 @@ def test_a_task_that_expires_in_the_buffer_ends_there(world):
     world.available = False
     client = world.client()
     gone = client.enqueue(b"gone", expires_in=1)
-    kept = client.enqueue(b"kept", expires_in=100)
+    kept = [client.enqueue(b"kept", expires_in=100) for _ in range(2)]
     world.advance(2)
     world.available = True
     world.advance(2)
     assert gone.status is Status.EXPIRED
-    assert kept.status is Status.ACCEPTED
-    assert ids(world) == [kept.id]
+    assert {s.status for s in kept} == {Status.ACCEPTED}
+    assert ids(world) == [s.id for s in kept]
     assert client.machine.pending == 0
     assert client.events(EventKind.EXPIRED_LOCALLY)
 
@@ -149,6 +155,49 @@ def test_the_markers_life_is_prolonged_while_the_client_works(world):
     client.enqueue(b"x")
     world.pump()
     assert world.call("PTTL", marker(client)) == pytest.approx(86_400_000, abs=1500)
+
+
+def test_an_idle_client_prolongs_the_life_of_its_marker(world):
+    client = world.client(marker_ttl=60)
+    client.enqueue(b"x")
+    world.advance(300)
+    assert world.call("EXISTS", marker(client)) == 1
+
+
+def test_the_marker_counts_greetings_and_names_the_last_batch(world):
+    client = settled(world)
+    assert world.call("HGETALL", marker(client)) == [b"e", b"1", b"s", b"1"]
+    client.publish.lose()
+    world.advance(1)
+    assert world.call("HGETALL", marker(client)) == [b"e", b"2", b"s", b"1"]
+
+
+def test_batches_and_accepted_tasks_are_counted(world):
+    client = settled(world)
+    for _ in range(2):
+        client.enqueue(b"x")
+        client.enqueue(b"y")
+        world.pump()
+    assert client.machine.counts["batches"] == 3
+    assert client.machine.counts["accepted"] == 5
+
+
+def test_a_task_leaves_although_one_before_it_was_cancelled(world):
+    client = settled(world)
+    cancelled, kept = client.enqueue(b"1"), client.enqueue(b"2")
+    client.machine.cancel(cancelled)
+    world.pump()
+    assert cancelled.status is Status.CANCELLED
+    assert kept.status is Status.ACCEPTED
+
+
+def test_a_task_expires_at_the_very_millisecond(world):
+    client, _ = in_flight(world)
+    gone, kept = client.enqueue(b"x", expires_in=1), client.enqueue(b"y", expires_in=1.001)
+    world.now += 1
+    client.publish.release()
+    assert gone.status is Status.EXPIRED
+    assert kept.status is Status.ACCEPTED
 
 
 # ---- unknown outcomes -------------------------------------------------------------------------------
@@ -222,8 +271,11 @@ def test_no_new_batch_leaves_before_the_old_one_is_resolved(world):
 def test_a_batch_that_was_aborted_by_the_watch_is_sent_again(world):
     client, submission = in_flight(world)
     world.call("HINCRBY", marker(client), "e", 1)
+    client.publish.deliver()
+    client.publish.until("EXEC")
+    world.call("HINCRBY", marker(client), "e", 1)
     client.publish.release()
-    assert client.machine.counts["aborted"] == 1
+    assert client.machine.counts["aborted"] == 2
     assert ids(world).count(submission.id) == 1
     assert submission.status is Status.ACCEPTED
 
