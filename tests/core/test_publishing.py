@@ -309,6 +309,9 @@ def test_batches_that_the_server_lost_are_sent_again(world):
     assert ids(world) == [s.id for s in first + second]
     (event,) = client.events(EventKind.MARKER_REGRESSED)
     assert event.data == {"tasks": 4, "batches_not_kept": 0}
+    assert event.text == (
+        "the server has lost accepted tasks (batch 3 is its last, 7 was confirmed): sending 4 tasks again"
+    )
     assert client.machine.counts["resent"] == 4
     assert client.machine.pending == 0
     assert {s.status for s in first + second} == {Status.ACCEPTED}
@@ -344,6 +347,7 @@ def test_two_regressions_one_further_back(world):
     lose_tail(world, client, early)
     assert ids(world) == [s.id for s in first + second + third]
     assert client.machine.counts["regressed"] == 2
+    assert client.machine.counts["resent"] == 2 + 4
 
 
 def test_a_lost_tail_that_comes_back_before_it_was_sent_again(world):
@@ -432,6 +436,33 @@ def test_without_a_loss_nothing_is_said(world):
     world.advance(2)
     assert not client.events(EventKind.MARKER_REGRESSED)
     assert client.machine.counts["resent"] == 0
+
+
+def test_a_batch_that_was_aborted_because_the_marker_has_gone_tells_of_a_loss(world):
+    client, _ = in_flight(world)
+    world.call("DEL", marker(client), KEYS.stream)
+    client.publish.release()
+    assert client.events(EventKind.MARKER_REGRESSED)
+    assert [entry[b"data"] for entry in world.stream()] == [b"first", b"second"]
+
+
+def test_an_idle_client_notices_a_loss_although_its_connection_stands(world):
+    client = world.client(keep_seconds=30)
+    (submission,) = accept(world, client, 1)
+    world.call("DEL", marker(client), KEYS.stream)
+    world.advance(11)
+    assert client.events(EventKind.MARKER_REGRESSED)
+    assert ids(world) == [submission.id]
+
+
+def test_an_idle_client_whose_question_is_refused_asks_again(world):
+    client = world.client(keep_seconds=30)
+    (submission,) = accept(world, client, 1)
+    world.call("DEL", marker(client), KEYS.stream)
+    world.refuse("LOADING data", "HGET", times=1)
+    world.advance(12)
+    assert "LOADING" in client.events(EventKind.BACKING_OFF)[0].text
+    assert ids(world) == [submission.id]
 
 
 # ---- refusals ---------------------------------------------------------------------------------------
