@@ -10,6 +10,12 @@ from streamfleet_core.wire import decode_task, unpack_fields
 
 KEYS = queue_keys("q")
 FULL = "OOM command not allowed when used memory > 'maxmemory'."
+NO_KEY = "NOPERM this user has no permissions to access one of the keys used as arguments"
+FINAL = [
+    ("ERR a module says no", "the server refuses EXEC."),
+    ("EXECABORT Transaction discarded because of: NOPERM not now", "may not run EXEC;"),
+]
+"""Answers to EXEC after which nothing is tried again, and what is said of them."""
 
 
 def ids(world, queue="q"):
@@ -521,6 +527,16 @@ def test_a_cause_that_only_the_exec_reply_tells(world):
     assert submission.status is Status.ACCEPTED
 
 
+@pytest.mark.parametrize(("line", "told"), FINAL)
+def test_a_batch_that_is_refused_for_good_is_told(world, line, told):
+    client = settled(world)
+    world.refuse(line, "EXEC")
+    client.enqueue(b"second")
+    world.pump()
+    assert told in str(client.machine.refusal)
+    assert len(world.stream()) == 1
+
+
 @pytest.mark.parametrize("name", ["XADD", "HINCRBY", "XGROUP"])
 def test_a_right_that_is_missing_is_told_with_its_command(world, name):
     client = world.client()
@@ -532,6 +548,27 @@ def test_a_right_that_is_missing_is_told_with_its_command(world, name):
     assert ids(world) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "key"), [("HINCRBY", "marker"), ("ZADD", "receivers"), ("XADD", "stream"), ("WATCH", "marker")]
+)
+def test_a_key_that_may_not_be_used_is_told_with_its_command(world, name, key):
+    client = settled(world)
+    world.refuse(NO_KEY, name)
+    if name == "HINCRBY":
+        client.publish.lose()
+    client.enqueue(b"x", tracked=name == "ZADD")
+    world.advance(1)
+    key = marker(client) if key == "marker" else getattr(KEYS, key)
+    assert f"the key '{key.decode()}' that {name} uses" in str(client.machine.refusal)
+
+
+def test_a_key_that_an_idle_client_may_not_read_any_more_is_told(world):
+    client = settled(world)
+    world.refuse(NO_KEY, "HGET")
+    world.advance(11)
+    assert f"the key '{marker(client).decode()}' that HGET uses" in str(client.machine.refusal)
+
+
 def test_a_single_task_that_cannot_be_stored_does_not_hold_up_the_others(world):
     world.call("SET", queue_keys("bad").stream, "mine")
     client = world.client()
@@ -540,13 +577,32 @@ def test_a_single_task_that_cannot_be_stored_does_not_hold_up_the_others(world):
     world.pump()
     assert good.status is Status.ACCEPTED
     assert bad.status is late.status is Status.REFUSED
-    assert "streamfleet:bad" in bad.error
-    assert "schedule" in late.error
+    assert "the key 'streamfleet:bad' is not a stream, as XADD" in bad.error
+    assert f"the key '{queue_keys('bad').schedule.decode()}' is not a zset, as ZADD" in late.error
     assert client.machine.refused_since == [bad, late]
     assert client.machine.counts["refused"] == 2
     assert client.machine.counts["accepted"] == 1
     assert client.machine.pending == 0
     assert len(client.events(EventKind.NOT_ACCEPTED)) == 2
+
+
+def test_a_scheduled_task_whose_body_cannot_be_stored_is_refused(world):
+    world.call("SET", KEYS.scheduled, "mine")
+    client = world.client()
+    late, next_one = client.enqueue(b"1", delay=5), client.enqueue(b"2")
+    world.pump()
+    assert late.status is Status.REFUSED
+    assert f"the key '{KEYS.scheduled.decode()}' is not a hash, as HSET" in late.error
+    assert next_one.status is Status.ACCEPTED
+
+
+def test_a_scheduled_task_is_not_refused_for_the_one_behind_it(world):
+    world.call("SET", queue_keys("bad").stream, "mine")
+    client = world.client()
+    late, bad = client.enqueue(b"1", delay=5), client.enqueue(b"2", "bad")
+    world.pump()
+    assert late.status is Status.ACCEPTED
+    assert bad.status is Status.REFUSED
 
 
 def test_refused_tasks_are_not_sent_again_after_a_loss(world):
@@ -567,6 +623,19 @@ def test_a_receivers_set_of_another_type(world):
     client.enqueue(b"x", tracked=True)
     world.advance(1)
     assert isinstance(client.machine.refusal, WrongKeyType)
+    assert f"the key '{KEYS.receivers.decode()}' is not a zset, as ZADD" in str(client.machine.refusal)
+
+
+@pytest.mark.parametrize("name", ["ZADD", "XGROUP"])
+def test_a_receiver_that_cannot_be_created_yet_is_waited_for(world, name):
+    end = world.refuse(FULL, name)
+    client = world.client()
+    submission = client.enqueue(b"x", tracked=True)
+    world.advance(3)
+    assert submission.status in (Status.BUFFERED, Status.SENT)
+    end()
+    world.advance(3)
+    assert submission.status is Status.ACCEPTED
 
 
 # ---- tracking and cancelling ------------------------------------------------------------------------
