@@ -5,6 +5,7 @@ from streamfleet_core.errors import PermissionMissing, WrongKeyType
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import queue_keys, receiver_key
 from streamfleet_core.publishing import MARKER_REFRESH
+from streamfleet_core.retry import RetryPolicy
 from streamfleet_core.submission import Status
 from streamfleet_core.wire import decode_task, unpack_fields
 
@@ -705,6 +706,154 @@ def test_a_cancel_whose_reply_was_lost_has_an_unknown_outcome(world):
     assert "being cancelled" in submission.error
 
 
+def test_a_task_whose_cancel_has_an_unknown_outcome_is_not_sent_again_after_a_loss(world):
+    client = world.client()
+    snapshot = world.server.snapshot()
+    submission, other = client.enqueue(b"x", delay=60), client.enqueue(b"y", delay=60)
+    world.pump()
+    client.machine.cancel(submission)
+    client.publish.until("ZREM")
+    client.publish.execute()
+    client.publish.lose()
+    client.publish.held = False
+    world.advance(1)
+    assert submission.status is Status.UNKNOWN
+    lose_tail(world, client, snapshot)
+    assert client.events(EventKind.MARKER_REGRESSED)
+    assert world.call("ZRANGE", KEYS.schedule, 0, -1) == [other.id.encode()]
+
+
+def moved(world, client):
+    """A scheduled task that its stream has by now."""
+    submission = client.enqueue(b"x", delay=1)
+    world.pump()
+    worker = world.worker()
+    world.advance(1.1)
+    worker.take()
+    return submission
+
+
+def test_a_connection_that_broke_before_does_not_make_a_cancel_unknown(world):
+    client, _ = in_flight(world)
+    client.publish.lose()
+    client.publish.held = False
+    world.advance(1)
+    submission = moved(world, client)
+    client.machine.cancel(submission)
+    world.pump()
+    assert submission.status is Status.ACCEPTED
+
+
+@pytest.mark.parametrize("reply", ["lost", "late"])
+def test_how_one_cancel_ended_says_nothing_about_the_next(world, reply):
+    client = settled(world)
+    submission = moved(world, client)
+    first = client.enqueue(b"x", delay=60)
+    world.pump()
+    client.machine.cancel(first)
+    if reply == "lost":
+        client.publish.until("ZREM")
+        client.publish.execute()
+        client.publish.lose()
+        client.publish.held = False
+    else:
+        world.pump()
+        client.publish.lose()
+    world.advance(1)
+    assert first.status is (Status.UNKNOWN if reply == "lost" else Status.CANCELLED)
+    client.machine.cancel(submission)
+    world.pump()
+    assert submission.status is Status.ACCEPTED
+
+
+def test_each_of_several_cancels_looks_whether_its_task_has_run(world):
+    client, worker = world.client(), world.worker()
+    failed = client.enqueue(b"x", delay=1, retry=RetryPolicy(delay=60))
+    world.advance(1.5)
+    worker.fail(worker.take())
+    fresh = client.enqueue(b"y", delay=60)
+    world.pump()
+    client.machine.cancel(fresh)
+    client.machine.cancel(failed)
+    world.pump()
+    assert fresh.status is Status.CANCELLED
+    assert failed.status is Status.ACCEPTED
+    assert world.call("ZRANGE", KEYS.schedule, 0, -1) == [failed.id.encode()]
+
+
+def test_a_cancel_that_comes_too_late_does_not_abort_the_next_batch(world):
+    client = settled(world)
+    client.machine.cancel(moved(world, client))
+    world.pump()
+    world.call("SET", KEYS.moves, "another")
+    submission = client.enqueue(b"y")
+    world.pump()
+    assert submission.status is Status.ACCEPTED
+    assert client.machine.counts["aborted"] == 0
+
+
+def test_a_cancel_that_was_aborted_because_the_marker_has_gone_tells_of_a_loss(world):
+    client = world.client()
+    submission = client.enqueue(b"x", delay=60)
+    world.pump()
+    client.machine.cancel(submission)
+    client.publish.until("ZREM")
+    world.call("DEL", marker(client), KEYS.schedule, KEYS.scheduled)
+    client.publish.release()
+    assert client.events(EventKind.MARKER_REGRESSED)
+    assert submission.status is Status.CANCELLED
+
+
+def test_a_cancel_that_could_not_be_watched_behind_is_followed_by_a_greeting(world):
+    client = world.client()
+    submission = client.enqueue(b"x", delay=60)
+    world.pump()
+    client.machine.cancel(submission)
+    client.publish.until("ZREM")
+    world.refuse("BUSY Redis is busy running a script", "WATCH", times=1)
+    client.publish.release()
+    assert submission.status is Status.CANCELLED
+    client.enqueue(b"y")
+    world.advance(2)
+    assert [exchange[0][0] for exchange in client.publish.sent][-2:] == ["HINCRBY", "MULTI"]
+
+
+@pytest.mark.parametrize("name", ["WATCH", "HGET"])
+def test_a_cancel_that_cannot_be_looked_after_yet_waits(world, name):
+    client = world.client()
+    submission = client.enqueue(b"x", delay=60)
+    world.pump()
+    end = world.refuse("LOADING data", name)
+    client.machine.cancel(submission)
+    world.advance(2)
+    assert submission.cancelling
+    end()
+    world.advance(2)
+    assert submission.status is Status.CANCELLED
+
+
+def test_a_schedule_that_may_not_be_read_is_told(world):
+    client = world.client()
+    submission = client.enqueue(b"x", delay=60)
+    world.pump()
+    world.refuse(NO_KEY, "HGET")
+    client.machine.cancel(submission)
+    world.pump()
+    assert f"the key '{KEYS.scheduled.decode()}' that HGET uses" in str(client.machine.refusal)
+
+
+@pytest.mark.parametrize(("line", "told"), FINAL)
+def test_a_cancel_that_is_refused_for_good_is_told(world, line, told):
+    client = world.client()
+    submission = client.enqueue(b"x", delay=60)
+    world.pump()
+    world.refuse(line, "EXEC")
+    client.machine.cancel(submission)
+    world.pump()
+    assert told in str(client.machine.refusal)
+    assert submission.status is Status.ACCEPTED
+
+
 def test_a_cancel_whose_request_was_lost_is_sent_again(world):
     client = world.client()
     submission = client.enqueue(b"x", delay=60)
@@ -780,6 +929,28 @@ def test_what_is_abandoned_is_cancelled_for_good(world):
     world.advance(2)
     assert client.ended
     assert world.call("KEYS", "*") == []
+
+
+def test_closing_with_abandon_counts_what_was_given_up(world):
+    world.available = False
+    client = world.client()
+    for _ in range(3):
+        client.enqueue(b"x")
+    client.close(abandon=True)
+    assert client.machine.abandoned == 3
+
+
+def test_a_heartbeat_that_is_on_its_way_at_the_end_leaves_nothing_behind(world):
+    client = world.client()
+    client.enqueue(b"x", tracked=True)
+    world.pump()
+    client.receive.hold_at("ZADD")
+    client.close()
+    world.advance(1)
+    client.receive.release()
+    world.advance(1)
+    assert client.ended
+    assert world.call("KEYS", "*") == [KEYS.stream]
 
 
 def test_leaving_is_repeated_until_it_has_been_heard(world):
