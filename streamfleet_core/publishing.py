@@ -154,10 +154,7 @@ class Publisher:
 
     def wanted(self) -> bool:
         """Connected while there is something to send, and from then on."""
-        return bool(self._touched or self._work())
-
-    def _work(self) -> bool:
-        return bool(self._buffer or self._batch or self._resend or self._cancels)
+        return self._touched or bool(self._buffer)
 
     def finished(self) -> bool:
         """See `link.Duty.finished`."""
