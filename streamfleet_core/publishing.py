@@ -184,7 +184,7 @@ class Publisher:
         if batch is not None:
             if any(s.tracked and not self._receiver.knows(s.keys) for s in batch.submissions):
                 return self._register(now)
-            return self._publish(batch, now)
+            return self._publish(batch)
         if self._cancels:
             return self._cancel(self._cancels[0]) if self._looked else self._look(self._cancels[0])
         if self._machine.closing and (self.receiver_gone or not self._receiver.has_stream):
@@ -211,7 +211,6 @@ class Publisher:
 
     def lost(self, *, sent: bool, now: float) -> None:
         """The batch in flight stays as it is: the marker will tell whether it was applied."""
-        self._ready = False
         if sent and self._stage is Stage.CANCEL:
             self._cancel_unknown = True
 
@@ -244,11 +243,8 @@ class Publisher:
         applied = safeguards.applied_batch(replies[1])
         batch, self._batch = self._batch, None
         if batch is not None:
-            if applied >= batch.number:
-                self._confirm(batch, now)
-            else:
-                self._resend.appendleft(batch)
-        while self._resend and self._resend[0].number <= applied:  # a lost tail that has come back
+            self._resend.appendleft(batch)
+        while self._resend and self._resend[0].number <= applied:  # or a lost tail that has come back
             self._confirm(self._resend.popleft(), now)
         if applied < self._accepted:
             self._regressed(applied, now)
@@ -328,7 +324,7 @@ class Publisher:
             chosen.append(submission)
         return chosen
 
-    def _publish(self, batch: Batch, now: float) -> Exchange:
+    def _publish(self, batch: Batch) -> Exchange:
         self._stage = Stage.PUBLISH
         commands: list[Command] = [("MULTI",)]
         positions: list[int] = []
@@ -358,7 +354,6 @@ class Publisher:
             self._machine.counts["aborted"] += 1
             self._ready = False
         else:
-            self._ready = False
             for command, reply in zip(self._commands, replies, strict=False):
                 if isinstance(reply, ServerError) and classify(reply) is not ErrorKind.ABORTED:
                     self._trouble(reply, command, now)
