@@ -125,7 +125,7 @@ class Publisher:
         """The queues that the registration in flight is for; more may be met before it is answered."""
         self._positions: list[int] = []
         self._sent_at = 0.0
-        self._refresh_at = 0.0
+        self._refresh_at = FOREVER
         self._said_goodbye = False
         self.receiver_gone = False
 
@@ -165,7 +165,7 @@ class Publisher:
     def deadline(self) -> float:
         """See `link.Duty.deadline`."""
         check_at = self._kept.check_at if self._kept else FOREVER
-        return min(check_at, self._refresh_at) if self._ready else check_at
+        return min(check_at, self._refresh_at)
 
     def begin(self, identity: ServerIdentity, now: float) -> None:
         """See `link.Duty.begin`."""
