@@ -378,6 +378,25 @@ def test_a_lost_tail_that_comes_back_before_it_was_sent_again(world):
     assert client.machine.pending == 0
 
 
+@pytest.mark.parametrize("applied", [True, False])
+def test_a_connection_that_breaks_again_does_not_change_the_order_of_what_is_sent_again(world, applied):
+    client = world.client()
+    first = accept(world, client, 1)
+    snapshot = world.server.snapshot()
+    lost = accept(world, client, 3)
+    world.server.restore(snapshot)
+    world.admin = world.server.session()
+    client.publish.lose()
+    client.publish.hold_at("EXEC")
+    if applied:
+        client.publish.execute()
+    client.publish.lose()
+    client.publish.held = False
+    world.advance(2)
+    assert ids(world) == [s.id for s in first + lost]
+    assert len(client.events(EventKind.MARKER_REGRESSED)) == 1
+
+
 def test_what_has_ended_is_not_sent_again(world):
     client = world.client()
     snapshot = world.server.snapshot()
