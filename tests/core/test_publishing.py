@@ -1006,3 +1006,26 @@ def test_a_client_whose_only_tracked_task_was_never_sent_leaves_at_once(world):
     world.pump()
     assert client.ended
     assert world.call("KEYS", "*") == [KEYS.stream]
+
+
+def test_a_second_loss_does_not_give_up_what_is_about_to_be_sent_again(world):
+    """Its handle was told that it could not be known, though the task was sent and ran."""
+    client = world.client(batch_tasks=1)
+    key = marker(client)
+    submissions = [client.enqueue(b"%d" % n, tracked=True) for n in range(5)]
+    world.pump()
+    ids = [entry for entry, _ in world.call("XRANGE", KEYS.stream, "-", "+")]
+
+    def go_back_to(batch):
+        world.call("XDEL", KEYS.stream, *ids[batch:])
+        world.call("HSET", key, "s", batch)
+
+    go_back_to(3)
+    client.publish.lose()
+    client.publish.hold_at("MULTI")
+    client.publish.lose(unknown=False)
+    go_back_to(1)
+    client.publish.held = False
+    world.advance(3)
+    assert [submission.status for submission in submissions] == [Status.ACCEPTED] * 5
+    assert [fields[b"data"] for fields in world.stream()] == [b"0", b"1", b"2", b"3", b"4"]
