@@ -172,7 +172,6 @@ class Settler:
 
     def lost(self, *, sent: bool, now: float) -> None:
         """The outcome of what was in flight is unknown, unless nothing was sent."""
-        self._armed = False
         for queue in self._queues:
             queue.disconnected()
         if self._stage is Stage.COMMIT:
