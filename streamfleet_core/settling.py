@@ -281,6 +281,7 @@ class Settler:
                     # The reader heals the group; the entry will be delivered again, to whomever.
                     self._resolve(delivery, None)
                     continue
+                self._stage = Stage.ARM  # what was not answered is not known: ask again (`_pull_bare`)
                 self._server_says_no(reply, self._owner_query(delivery), now)
                 return
             rows = parse_pending(reply)

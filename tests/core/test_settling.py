@@ -773,6 +773,23 @@ def test_without_memory_too_nothing_is_ended_that_others_own(world):
     assert len(world.stream()) == 1
 
 
+def test_without_memory_nothing_is_ended_whose_owner_the_server_did_not_tell(world):
+    worker = world.worker(concurrency=2)
+    mine, theirs = start(world, worker, 2)
+    full_for_transactions(world)
+    worker.succeed(mine)
+    worker.succeed(theirs)
+    flight = worker.settle.until("XPENDING")
+    worker.settle.execute()
+    world.call("XCLAIM", KEYS.stream, GROUP, "other", 0, theirs.entry_id)
+    worker.settle.deliver([flight.replies[0], ServerError("BUSY Redis is busy running a script")])
+    worker.settle.release()
+    world.advance(1)
+    assert mine.phase is Phase.SETTLED
+    assert theirs.phase is Phase.LOST
+    assert world.pending() == {theirs.entry_id: b"other"}
+
+
 def test_beats_go_on_without_memory(world):
     worker = world.worker(lease=8)
     (task,) = start(world, worker)
