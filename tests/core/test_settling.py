@@ -164,6 +164,64 @@ def test_nobody_is_told_of_a_retry(world):
     assert notices(world) == []
 
 
+def test_what_became_of_a_task_is_told(world):
+    worker = world.worker(concurrency=2)
+    fails, dies = start(world, worker, 2)
+    worker.fail(fails, "no paper", retry_in=2)
+    worker.fail(dies, "no ink", final=True)
+    late = world.enqueue("late", expires_ms=world.server_ms())
+    world.pump()
+    assert worker.machine.take(world.now) is None
+    world.pump()
+    told = {event.kind: (event.text, event.data) for event in worker.machine.events}
+    ids = [entry.decode() for entry in (fails.entry_id, dies.entry_id, late)]
+    assert told[EventKind.RETRIED] == (
+        "attempt failed, next in 2000 ms: no paper",
+        {"queue": "q", "entry": ids[0], "task": "t0", "delay_ms": 2000},
+    )
+    assert told[EventKind.DEAD_LETTERED] == (
+        "dead-lettered: not to be retried",
+        {"queue": "q", "entry": ids[1], "task": "t1", "error": "no ink"},
+    )
+    assert told[EventKind.EXPIRED] == (
+        "expired before it was started",
+        {"queue": "q", "entry": ids[2], "task": "late"},
+    )
+
+
+def test_what_happens_again_is_counted_again(world):
+    worker = world.worker(concurrency=3)
+    for token in ("one", "two"):
+        dies, stolen = start(world, worker, 2, max_retries=0)
+        world.call("XCLAIM", KEYS.stream, GROUP, "other", 0, stolen.entry_id)
+        world.call("SET", KEYS.fence, token)
+        worker.fail(dies)
+        worker.fail(stolen)
+        world.pump()
+    start(world, worker)
+    world.enqueue("unstarted")
+    world.pump()
+    worker.stop(drain=1)
+    world.advance(2)
+    counts = {name: worker.machine.counts[name] for name in ("aborted", "dead", "lost", "released")}
+    assert counts == {"aborted": 2, "dead": 2, "lost": 2, "released": 2}
+
+
+def test_a_workers_own_retry_is_looked_for_when_it_is_due_and_not_before(world):
+    worker = world.worker(lease=400, poll_interval=100)
+    (task,) = start(world, worker)
+
+    def looks():
+        return [c for exchange in worker.control.sent for c in exchange if c[:2] == ("ZRANGE", KEYS.schedule)]
+
+    before = len(looks())
+    worker.fail(task, retry_in=5)
+    world.advance(4.999)
+    assert len(looks()) == before
+    world.advance(0.01)
+    assert worker.take().task.attempt == 2
+
+
 def test_more_outcomes_than_one_transaction_holds(world):
     worker = world.worker(concurrency=BATCH + 5, max_prefetch=BATCH + 5)
     for task in start(world, worker, BATCH + 5):
@@ -294,6 +352,19 @@ def test_a_group_that_is_gone_when_owners_are_asked_for(world):
     worker.control.held = False
     worker.read.release()
     assert worker.take().task.id == "t0", "delivered again"
+
+
+def test_all_entries_of_a_group_that_is_gone_are_given_up_together(world):
+    worker = world.worker(concurrency=3)
+    tasks = start(world, worker, 3)
+    worker.read.held = worker.control.held = True
+    world.call("XGROUP", "DESTROY", KEYS.stream, GROUP)
+    world.call("SET", KEYS.fence, "moved")
+    for task in tasks:
+        worker.succeed(task)
+    world.pump()
+    assert [task.phase for task in tasks] == [Phase.LOST] * 3
+    assert len([exchange for exchange in worker.settle.sent if exchange[0][0] == "XPENDING"]) == 1
 
 
 def test_asking_for_owners_is_repeated_when_the_server_cannot_answer(world):
@@ -432,6 +503,31 @@ def test_a_connection_lost_while_owners_are_asked_for(world):
     assert not task.maybe_applied
 
 
+def test_a_connection_that_breaks_at_rest_takes_nothing_back(world):
+    worker = world.worker()
+    (first,) = start(world, worker)
+    worker.succeed(first)
+    world.pump()
+    worker.settle.lose()
+    (second,) = start(world, worker)
+    worker.succeed(second)
+    world.advance(1)
+    assert first.phase is second.phase is Phase.SETTLED
+    assert worker.machine.counts["completed"] == 2
+
+
+def test_a_refused_transaction_is_known_not_to_have_been_applied(world):
+    worker = world.worker()
+    (task,) = start(world, worker)
+    fence = world.value(KEYS.fence)
+    world.refuse("NOREPLICAS Not enough good replicas to write.", "XACK", times=1)
+    worker.succeed(task)
+    world.advance(1)
+    assert task.phase is Phase.SETTLED
+    assert worker.machine.counts["verified"] == 0
+    assert world.value(KEYS.fence) == fence, "moving it would make others' settlements abort"
+
+
 # ---- beats ------------------------------------------------------------------------------------------
 
 
@@ -520,6 +616,20 @@ def test_beats_travel_with_outcomes(world):
     assert two.leased_from > 1001
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_a_beat_that_took_long_is_not_repeated_at_once(world, full):
+    worker = world.worker(lease=8)
+    start(world, worker)
+    if full:
+        full_for_transactions(world)
+    worker.settle.hold_at("PING" if full else "XCLAIM")
+    world.advance(1.5)
+    sent = len(beats(worker))
+    worker.settle.release()
+    world.advance(0.4)
+    assert len(beats(worker)) == sent
+
+
 def test_beats_lost_with_their_connection_are_repeated_at_once(world):
     worker = world.worker(lease=8)
     (task,) = start(world, worker)
@@ -596,6 +706,36 @@ def test_a_fatal_cause_that_only_the_exec_reply_tells(world):
     assert isinstance(worker.machine.refusal, PermissionMissing)
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("XPENDING", "ERR not today"),
+        ("XACK", "ERR not today"),
+        ("EXEC", "EXECABORT Transaction discarded because of: ERR not today"),
+    ],
+)
+def test_what_the_server_refuses_is_named(world, name, line):
+    worker = world.worker()
+    (task,) = start(world, worker)
+    if name == "XPENDING":
+        world.call("SET", KEYS.fence, "moved")
+    world.refuse(line, name)
+    worker.succeed(task)
+    world.pump()
+    assert str(worker.machine.refusal) == f"the server refuses {name}. The server said: ERR not today"
+
+
+def test_what_the_server_refuses_outside_of_transactions_is_named(world):
+    worker = world.worker()
+    (task,) = start(world, worker)
+    full_for_transactions(world)
+    worker.succeed(task)
+    worker.settle.until("PING")
+    world.refuse("NOPERM this user has no permissions to access one of the keys used as arguments", "XDEL")
+    worker.settle.release()
+    assert f"the key '{KEYS.stream.decode()}' that XDEL uses" in str(worker.machine.refusal)
+
+
 def _error(line):
 
     return ServerError(line)
@@ -609,6 +749,18 @@ def test_a_watch_that_is_refused_is_tried_again(world):
     end()
     world.advance(2)
     assert settler(worker)._armed
+
+
+def test_a_watch_that_is_refused_after_a_settlement_is_tried_again(world):
+    worker = world.worker(concurrency=2)
+    first, second = start(world, worker, 2)
+    world.refuse("BUSY Redis is busy running a script", "WATCH", times=1)
+    worker.succeed(first)
+    world.pump()
+    assert first.phase is Phase.SETTLED
+    worker.succeed(second)
+    world.advance(1)
+    assert second.phase is Phase.SETTLED
 
 
 def test_a_fence_key_of_another_type_is_refused(world):
@@ -641,6 +793,19 @@ def test_a_task_whose_dead_letter_cannot_be_written_goes_back_to_its_queue(world
     assert worker.ended, "it stops, because the next task would fare no better"
 
 
+def test_each_task_that_goes_back_is_told_and_counted(world):
+    worker = world.worker(concurrency=2)
+    tasks = start(world, worker, 2, max_retries=0)
+    world.call("SET", KEYS.dead, "mine")
+    for task in tasks:
+        worker.fail(task)
+    world.pump()
+    assert worker.machine.counts["rescued"] == 2
+    events = worker.events(EventKind.RESCUED)
+    assert [event.data["task"] for event in events] == ["t0", "t1"]
+    assert all(event.text == f"put back into its queue: {worker.machine.refusal}" for event in events)
+
+
 def test_a_rescue_is_repeated_until_it_is_accepted(world):
     worker = world.worker()
     (task,) = start(world, worker, max_retries=0)
@@ -652,6 +817,7 @@ def test_a_rescue_is_repeated_until_it_is_accepted(world):
     worker.settle.held = False
     world.advance(2)
     assert world.stream() == []
+    assert worker.events(EventKind.BACKING_OFF)[0].text == f"settle: {FULL}"
     worker.settle.held = True
     world.advance(2)
     assert worker.settle.flight.names == ["XADD"]
@@ -719,7 +885,8 @@ def test_what_needs_no_memory_goes_first_while_there_is_none(world):
     assert settler(worker)._pressure.memory is Memory.LEAN
     assert works.phase is Phase.SETTLED
     assert fails.phase is tracked.phase is Phase.SETTLING
-    assert len(worker.events(EventKind.BACKING_OFF)) == 1
+    (event,) = worker.events(EventKind.BACKING_OFF)
+    assert event.text == f"settle: {FULL}"
     world.advance(3)
     assert worker.machine.refusal is None
     assert settler(worker).deadline() <= world.now + LEAN_PAUSE
@@ -759,11 +926,12 @@ def test_entries_are_deleted_before_they_are_acknowledged(world):
     assert worker.settle.sent[position - 1][0][0] == "XPENDING", "asked for right before"
 
 
-def test_without_memory_too_nothing_is_ended_that_others_own(world):
+@pytest.mark.parametrize("idle_ms", [0, 20_000])
+def test_without_memory_too_nothing_is_ended_or_renewed_that_others_own(world, idle_ms):
     worker = world.worker(concurrency=2)
     mine, theirs = start(world, worker, 2)
     full_for_transactions(world)
-    world.call("XCLAIM", KEYS.stream, GROUP, "other", 0, theirs.entry_id)
+    world.call("XCLAIM", KEYS.stream, GROUP, "other", 0, theirs.entry_id, "IDLE", idle_ms)
     worker.succeed(mine)
     worker.succeed(theirs)
     world.advance(1)
@@ -798,6 +966,20 @@ def test_beats_go_on_without_memory(world):
     assert task.phase is Phase.RUNNING
     assert not task.cancelled
     assert world.call("XPENDING", KEYS.stream, GROUP, "-", "+", 1)[0][2] <= 4000
+    assert 14 <= len([exchange for exchange in worker.settle.sent if exchange[-1] == ("PING",)]) <= 15
+
+
+def test_without_memory_a_beat_does_not_take_back_what_others_have_just_claimed(world):
+    worker = world.worker(lease=8)
+    (task,) = start(world, worker)
+    full_for_transactions(world)
+    flight = worker.settle.hold_at("PING")
+    world.call("XCLAIM", KEYS.stream, GROUP, "other", 0, task.entry_id)
+    worker.settle.release()
+    assert world.pending() == {task.entry_id: b"other"}
+    assert flight.commands[0][4:6] == (1000, task.entry_id), "idle for an eighth of the lease at least"
+    world.advance(3)
+    assert task.phase is Phase.LOST
 
 
 def test_a_connection_lost_while_ending_entries_one_by_one(world):
@@ -821,6 +1003,20 @@ def test_a_connection_lost_while_ending_entries_one_by_one(world):
     assert running.phase is Phase.RUNNING
 
 
+def test_an_ending_that_did_not_leave_is_not_taken_for_applied(world):
+    worker = world.worker()
+    (task,) = start(world, worker)
+    full_for_transactions(world)
+    worker.succeed(task)
+    worker.settle.until("PING")
+    worker.settle.lose(unknown=False)
+    world.call("XDEL", KEYS.stream, task.entry_id)
+    world.call("XACK", KEYS.stream, GROUP, task.entry_id)
+    worker.settle.held = False
+    world.advance(2)
+    assert task.phase is Phase.LOST, "others have ended it"
+
+
 def test_an_error_while_ending_entries_one_by_one(world):
     worker = world.worker()
     (task,) = start(world, worker)
@@ -835,14 +1031,16 @@ def test_an_error_while_ending_entries_one_by_one(world):
 
 
 def test_a_full_server_of_old_lets_a_worker_leave(world):
-    worker = world.worker(concurrency=1)
+    worker = world.worker(concurrency=2)
     world.enqueue("a")
+    world.enqueue("b")
     world.pump()
     full_for_transactions(world)
     worker.stop()
     world.advance(3)
     assert worker.ended
-    assert len(world.stream()) == 1
+    assert worker.machine.counts["released"] == 2
+    assert len(world.stream()) == 2
 
 
 # ---- leaving ----------------------------------------------------------------------------------------
@@ -863,6 +1061,8 @@ def test_unstarted_entries_are_given_back_and_not_counted_as_delivered(world):
         (False, True, 0),
     ]
     assert worker.machine.counts["released"] == 2
+    (event,) = worker.events(EventKind.RELEASED)
+    assert (event.text, event.data) == ("gave 2 entries back", {"entries": 2})
     worker.succeed(running)
     world.pump()
     assert worker.ended
