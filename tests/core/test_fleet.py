@@ -210,14 +210,39 @@ def hold_at(wire, name):
 # ---- races between the links of one worker ----------------------------------------------------------------
 
 
-def test_an_entry_that_ends_while_our_history_is_read_is_not_taken_again(world):
+@pytest.mark.parametrize("name", ["XPENDING", "XREADGROUP"])
+def test_an_entry_that_ends_while_our_history_is_read_is_not_taken_again(world, name):
     worker = world.worker(concurrency=2)
     world.enqueue("a")
     world.pump()
     delivery = worker.take()
     worker.read.lose()
+    hold_at(worker.read, name)
+    world.advance(1)
+    worker.read.execute()
+    worker.succeed(delivery)
+    world.pump()
+    assert delivery.phase is Phase.SETTLED
+    worker.read.release()
+    assert worker.machine.take(world.now) is None
+    assert worker.deliveries == []
+
+
+def test_an_entry_that_is_read_in_the_place_of_another_and_ends_is_not_taken_again(world):
+    """An entry of the history is read by the id before it; when it is gone, the next one comes in its place."""
+    group = "streamfleet-server"
+    world.call("XGROUP", "CREATE", KEYS.stream, group, "0", "MKSTREAM")
+    gone = world.enqueue("gone")
+    world.call("XREADGROUP", "GROUP", group, "other", "STREAMS", KEYS.stream, ">")
+    worker = world.worker(concurrency=2)
+    world.enqueue("a")
+    world.pump()
+    delivery = worker.take()
+    world.call("XCLAIM", KEYS.stream, group, worker.machine.consumer, 0, gone)
+    worker.read.lose()
     hold_at(worker.read, "XREADGROUP")
     world.advance(1)
+    world.call("XACK", KEYS.stream, group, gone)
     worker.read.execute()
     worker.succeed(delivery)
     world.pump()

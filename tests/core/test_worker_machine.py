@@ -87,6 +87,17 @@ def test_an_expired_task_is_not_started(world):
     assert len(world.stream()) == 1
 
 
+def test_a_task_that_may_expire_waits_for_the_servers_clock(world):
+    worker = world.worker(start=False)
+    worker.settle.frozen = worker.control.frozen = True
+    world.enqueue(expires_ms=world.server_ms() + 1000)
+    world.pump()
+    assert worker.machine.take(world.now) is None
+    worker.settle.frozen = False
+    world.pump()
+    assert worker.take().task.id == "t1"
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -174,8 +185,8 @@ def test_a_task_runs_once_and_then_for_each_retry(world, max_retries, runs):
         world.pump()
     assert count == runs
     (letter,) = world.dead()
-    said = f"failed {runs} times, {max_retries} retries" if max_retries else "no retries allowed"
-    assert said in letter[F_REASON].decode()
+    said = f"failed {runs} times, {max_retries} retries allowed" if max_retries else "failed, no retries allowed"
+    assert letter[F_REASON].decode() == said
 
 
 def test_a_task_may_be_retried_for_ever(world):
@@ -194,6 +205,17 @@ def test_errors_and_tracebacks_have_bounds(world):
     assert len(delivery.error) == MAX_ERROR
     assert len(delivery.traceback) == MAX_TRACEBACK
     assert delivery.traceback.endswith("last")
+
+
+def test_a_dead_letter_has_a_traceback_where_there_was_one(world):
+    worker = world.worker(timeout=3)
+    worker.machine.handler_failed(begin(world, worker, max_retries=0), world.now, "boom")
+    begin(world, worker, task_id="t2", max_retries=0)
+    world.advance(4)
+    failed, slow = world.dead()
+    assert failed[b"last_error"] == b"boom"
+    assert slow[b"last_error"] == b"timeout after 3 s"
+    assert b"traceback" not in failed.keys() | slow.keys()
 
 
 def test_text_that_is_not_unicode_can_be_kept(world):
@@ -220,7 +242,8 @@ def test_a_handler_that_takes_too_long_is_cancelled_and_its_task_retried(world, 
     assert called == ["timeout"]
     assert delivery.phase is Phase.SETTLED
     assert worker.machine.counts["retry"] == 1
-    assert worker.events(EventKind.TIMED_OUT)
+    (event,) = worker.events(EventKind.TIMED_OUT)
+    assert event.text == "q: handler took longer than its timeout of 3.2 s"
     assert worker.take().task.attempt == 2
 
 
@@ -236,7 +259,8 @@ def test_a_handler_that_comes_back_after_its_timeout_changes_nothing(world):
     assert len(world.dead()) == 1
     assert worker.machine.running == 0
     (first, _) = worker.events(EventKind.LATE_RETURN)
-    assert "4.0 s, too late: timeout" in first.text
+    assert first.text == "handler came back after 4.0 s, too late: timeout"
+    assert first.data["task"] == "t1"
 
 
 def test_a_handler_in_time_has_no_timeout_after_that(world):
@@ -326,6 +350,23 @@ def test_a_lost_running_task_leaves_its_place_to_others(world):
     assert not [e for e in worker.events(EventKind.TIMED_OUT) if e.data["task"] == "t1"]
 
 
+@pytest.mark.parametrize(
+    ("owner", "where"), [(b"other", "now with other"), (b"\xff", "now with \ufffd"), (None, "gone")]
+)
+def test_who_has_a_lost_entry_is_told(world, owner, where):
+    worker = world.worker()
+    delivery = begin(world, worker)
+    if owner:
+        world.call("XCLAIM", KEYS.stream, GROUP, owner, 0, delivery.entry_id)
+    else:
+        world.call("XACK", KEYS.stream, GROUP, delivery.entry_id)
+    world.call("SET", KEYS.fence, "moved")
+    world.advance(4)
+    (event,) = worker.events(EventKind.OWNERSHIP_LOST)
+    assert event.text == f"entry no longer ours: {where}"
+    assert event.data == {"queue": "q", "entry": delivery.entry_id.decode(), "task": "t1"}
+
+
 def test_a_ready_task_that_was_lost_is_not_taken(world):
     worker = world.worker(concurrency=2)
     entry = world.enqueue("gone")
@@ -388,6 +429,14 @@ def test_a_handler_that_was_stopped_gives_its_entry_back(world):
     assert worker.take().task.id == "t1"
 
 
+def test_a_handler_that_was_stopped_does_not_take_too_long_later(world):
+    worker = world.worker(timeout=3)
+    worker.machine.handler_stopped(begin(world, worker))
+    world.advance(4)
+    assert not worker.events(EventKind.TIMED_OUT)
+    assert worker.machine.running == 0
+
+
 def test_running_handlers_may_finish(world):
     worker = world.worker()
     delivery = begin(world, worker)
@@ -430,7 +479,8 @@ def test_the_first_failure_stops_the_worker_in_order(world):
     worker.machine.fail(ServerRefused("second"), world.now)
     assert str(worker.machine.refusal) == "first"
     assert worker.machine.failing_in_order
-    assert len(worker.events(EventKind.REFUSED)) == 1
+    (event,) = worker.events(EventKind.REFUSED)
+    assert event.text == "first"
     world.pump()
     assert worker.ended
 
@@ -535,6 +585,36 @@ def test_entries_that_a_claim_in_flight_will_bring_are_left_to_it(world):
     assert not queue.in_flight
 
 
+def test_entries_after_those_that_are_known_are_received(world):
+    worker = world.worker()
+    queue = worker.machine.queues["q"]
+    receive(world, worker, encode_task(Task("t", "q", "c", b"")))
+    queue.claiming.add(b"6-0")
+    entries = [(b"5-0", None), (b"6-0", None), (b"7-0", encode_task(Task("t", "q", "c", b"")))]
+    assert worker.machine.received(queue, entries, queue.fence, world.now) == 1
+    assert list(queue.in_flight) == [b"5-0", b"7-0"]
+
+
+@pytest.mark.parametrize("fields", [encode_task(Task("t", "q", "c", b"")), [b"a", b"b"], None])
+def test_an_entry_is_ours_from_its_read_on_whatever_is_in_it(world, fields):
+    world.call("SET", KEYS.fence, "as it was")
+    worker = world.worker()
+    delivery = receive(world, worker, fields)
+    assert delivery.fence == b"as it was"
+    assert delivery.leased_from == world.now
+    assert delivery.task is None or delivery.task.queue == "q"
+
+
+def test_the_number_of_a_delivery_is_known_where_the_server_has_told_it(world):
+    worker = world.worker()
+    queue = worker.machine.queues["q"]
+    fields = encode_task(Task("t", "q", "c", b""))
+    worker.machine.received(queue, [(b"5-0", fields), (b"6-0", fields)], queue.fence, world.now, {b"5-0": 3})
+    worker.machine.received(queue, [(b"7-0", fields)], queue.fence, world.now)
+    known = {entry: (delivery.deliveries, delivery.counted) for entry, delivery in queue.in_flight.items()}
+    assert known == {b"5-0": (3, True), b"6-0": (1, False), b"7-0": (1, True)}
+
+
 def test_without_a_server_a_stopping_worker_leaves_after_a_lease(world):
     worker = world.worker(lease=4)
     begin(world, worker)
@@ -545,4 +625,6 @@ def test_without_a_server_a_stopping_worker_leaves_after_a_lease(world):
     assert not worker.machine.time.gave_up
     world.advance(1)
     assert worker.machine.time.gave_up
-    assert "1 entries" in worker.events(EventKind.RELEASED)[-1].text
+    event = worker.events(EventKind.RELEASED)[-1]
+    assert "1 entries" in event.text
+    assert event.data == {"entries": 1}
