@@ -59,7 +59,6 @@ class Settler:
         "_arming",
         "_asked",
         "_bare",
-        "_bare_sent",
         "_commit",
         "_last_words",
         "_leaving",
@@ -93,7 +92,6 @@ class Settler:
         self._stage = Stage.ARM
         self._asked: list[Delivery] = []
         self._bare: list[tuple[Delivery, Phase]] = []
-        self._bare_sent = 0.0
         self._commit = Commit()
         self._last_words: list[Command] = []
         self._leaving: Steps | None = None
@@ -208,9 +206,8 @@ class Settler:
         for command, reply in zip(self._arming, replies[:-watched], strict=True):
             if isinstance(reply, ServerError):
                 self._server_says_no(reply, command, now)
-                if reply.code != "OOM":
-                    return
-            elif command == ("TIME",):
+                return
+            if command == ("TIME",):
                 self._machine.clock.observed(parse_time(reply), self._sent_at, now)
         if self._pressure.memory is Memory.ENOUGH:
             self._suspect.clear()
@@ -461,7 +458,7 @@ class Settler:
         if now >= self._next_beat:
             self._next_beat = now + self._machine.config.lease / 4
         young_ms = int(self._machine.config.lease / 8 * 1000)
-        self._bare_sent = now
+        self._sent_at = now
         return Exchange([*bare_commands(self._bare, self._machine.consumer, young_ms), ("PING",)])
 
     def _ended_bare(self, replies: list[Reply], now: float) -> None:
@@ -477,7 +474,7 @@ class Settler:
                 self._machine.ended(delivery, Phase.RELEASED)
                 self._machine.counts["released"] += 1
             elif reply:
-                delivery.leased_from = self._bare_sent
+                delivery.leased_from = self._sent_at
         self._machine.room_changed()
 
     # ---- leaving ------------------------------------------------------------------------------------
