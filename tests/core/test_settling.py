@@ -286,10 +286,11 @@ def test_a_suspended_workers_beat_does_not_take_entries_back(world):
     assert task.cancelled == "others own the task now"
 
 
-def test_of_ten_outcomes_the_one_that_others_own_is_dropped(world):
+@pytest.mark.parametrize("number", [0, 3, 9])
+def test_of_ten_outcomes_the_one_that_others_own_is_dropped(world, number):
     worker = world.worker(concurrency=10)
     tasks = start(world, worker, 10)
-    stolen = tasks[3]
+    stolen = tasks[number]
     world.call("XCLAIM", KEYS.stream, GROUP, "other", 0, stolen.entry_id)
     world.call("SET", KEYS.fence, "moved")
     for task in tasks:
@@ -465,6 +466,32 @@ def test_invalidation_is_repeated_until_it_is_confirmed(world):
     world.advance(0.2)
     assert task.phase is Phase.SETTLED
     assert attempts(world) == [b"1"]
+
+
+def test_the_fences_of_all_queues_are_moved_whose_outcomes_are_unknown(world):
+    worker = world.worker("a", "b")
+    fences = [queue_keys(name).fence for name in "ab"]
+    world.enqueue("one", "a")
+    world.enqueue("two", "b")
+    world.pump()
+    for task in [worker.take(), worker.take()]:
+        worker.succeed(task)
+    worker.settle.until("EXEC")
+    worker.settle.lose(late=True)
+    worker.settle.release()
+    world.advance(1)
+    assert None not in [world.value(fence) for fence in fences]
+    assert worker.settle.arrive_late()[-4] is None
+    assert worker.machine.counts["completed"] == 2
+
+
+def test_an_invalidation_that_is_refused_for_good_is_named(world):
+    worker, _task = in_flight(world)
+    worker.settle.lose()
+    worker.settle.held = False
+    world.refuse("ERR not today", "SET")
+    world.advance(1)
+    assert str(worker.machine.refusal) == "the server refuses SET. The server said: ERR not today"
 
 
 def test_a_refused_invalidation_is_tried_again(world):
@@ -769,6 +796,7 @@ def test_a_fence_key_of_another_type_is_refused(world):
     world.call("ZADD", KEYS.fence, 1, "x")
     world.pump()
     assert isinstance(worker.machine.refusal, WrongKeyType)
+    assert f"the key '{KEYS.fence.decode()}'" in str(worker.machine.refusal)
 
 
 def test_a_task_whose_dead_letter_cannot_be_written_goes_back_to_its_queue(world):
@@ -1132,6 +1160,21 @@ def test_entries_that_a_cut_read_left_behind_are_given_back(world):
     heir = world.worker()
     world.advance(0.1)
     assert heir.take().task.id == "a"
+
+
+@pytest.mark.parametrize(("role", "name"), [("read", "XREADGROUP"), ("control", "ZRANGE")])
+def test_it_leaves_when_its_last_read_and_its_last_chore_are_answered(world, role, name):
+    worker = world.worker()
+    wire = getattr(worker, role)
+    wire.hold_at(name)
+    worker.stop()
+    world.advance(1)
+    assert not worker.settle.ended
+    assert world.call("XINFO", "CONSUMERS", KEYS.stream, GROUP) != []
+    wire.lose()
+    wire.release()
+    world.advance(1)
+    assert worker.ended
 
 
 def test_more_left_behind_than_one_page(world):

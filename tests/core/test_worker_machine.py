@@ -497,6 +497,14 @@ def test_events_name_queue_entry_and_task(world):
     assert worker.events(EventKind.DEAD_LETTERED)[1].data.keys() == {"queue", "entry", "error"}
 
 
+def test_events_that_nobody_takes_do_not_pile_up(world):
+    machine = world.worker().machine
+    for number in range(10_005):
+        machine.emit(EventKind.REFUSED, str(number))
+    assert len(machine.events) == 10_000
+    assert machine.events[-1].text == "10004"
+
+
 def test_an_outage_is_told_once_and_its_end_once(world):
     worker = world.worker()
     for wire in worker.wires:
@@ -506,7 +514,8 @@ def test_an_outage_is_told_once_and_its_end_once(world):
     world.available = True
     world.advance(3)
     assert len(worker.events(EventKind.DISCONNECTED)) == 1
-    assert len(worker.events(EventKind.RECONNECTED)) == 1
+    (event,) = worker.events(EventKind.RECONNECTED)
+    assert event.text == f"connected again after {event.data['seconds']:.1f} s"
 
 
 def test_it_waits_for_a_server_that_is_not_there_yet(world):
