@@ -103,7 +103,11 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._block.__aexit__(kind, error, trace)
+        try:
+            await self._block.__aexit__(kind, error, trace)
+        finally:
+            if not self._ended:  # a second Ctrl-C, or a defect
+                self._leave(self._machine.pending)
 
     async def _finish(self, cancelled: bool) -> None:
         await self.close(CANCELLED_CLOSE if cancelled else 10.0)
@@ -303,10 +307,11 @@ class Client:
         grace = self._time() + 1.0 if deadline == inf else max(deadline, self._time() + 1.0)
         await loops.wait_until(lambda: self._ended or not loops.running or machine.refusal is not None, grace)
         if not self._ended:
-            await self._end(unsent)
+            self._leave(unsent)
+            await loops.wait_until(lambda: not loops.running)
         return self._unsent
 
-    async def _end(self, unsent: int) -> None:
+    def _leave(self, unsent: int) -> None:
         """Stop what still runs, and tell those who wait."""
         machine, loops = self._machine, self._loops
         self._ended, self._unsent = True, unsent
@@ -320,7 +325,6 @@ class Client:
         for waiter in self._waiting:
             waiter.set()
         loops.wake_watchers()
-        await loops.wait_until(lambda: not loops.running)
 
     @property
     def id(self) -> str:

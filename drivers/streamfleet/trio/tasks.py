@@ -26,7 +26,8 @@ class Tasks:
         """Host tasks while the block runs.
 
         At its end ``finish`` is called with False, to end them in order; or, shielded, with True when the block
-        or that call was cancelled: it must bound its own time then. What still runs afterwards is cancelled.
+        or that call was cancelled: it must bound its own time then. What still runs afterwards is cancelled, at
+        once when there is a Ctrl-C meanwhile.
 
         Raises what the block raised, or what a task died of: then the block is cancelled.
         """
@@ -41,8 +42,10 @@ class Tasks:
                     yield
                 except BaseException as error:
                     failure = error
-                failure = await _finish(finish, failure)
-                self.cancel()
+                try:
+                    failure = await _finish(finish, failure)
+                finally:  # also after a Ctrl-C in the middle of it: nothing else reaches the host
+                    self.cancel()
         except BaseExceptionGroup as defects:
             raise _innermost(defects) from failure
         finally:
