@@ -16,7 +16,6 @@ from typing import Any
 from streamfleet.async_contract import check_async_driver
 from streamfleet.asyncio.handle import Handle
 from streamfleet.asyncio.loops import Loops, Wakeup, wake
-from streamfleet.asyncio.tasks import shielded
 from streamfleet.identity import unique_id
 from streamfleet.task import payload_bytes
 from streamfleet_core.client import PLAIN, ClientMachine, Options
@@ -101,15 +100,14 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        cancelled = error if isinstance(error, CancelledError) else None
-        if cancelled is None:
-            try:
-                await self.close()
-            except CancelledError as now:
-                cancelled = now
-        if cancelled is not None:
-            await shielded(self.close(CANCELLED_CLOSE))
-        await self._loops.tasks.end(cancelled)
+        try:
+            await self._loops.tasks.end(self._finish, error)
+        finally:
+            if not self._ended:  # a second Ctrl-C, or a defect
+                self._leave(self._machine.pending)
+
+    async def _finish(self, cancelled: bool) -> None:
+        await self.close(CANCELLED_CLOSE if cancelled else 10.0)
 
     # ---- enqueue ------------------------------------------------------------------------------------
 
@@ -307,10 +305,11 @@ class Client:
         grace = self._time() + 1.0 if deadline == inf else max(deadline, self._time() + 1.0)
         await loops.wait_until(lambda: self._ended or not loops.running or machine.refusal is not None, grace)
         if not self._ended:
-            await self._end(unsent)
+            self._leave(unsent)
+            await loops.wait_until(lambda: not loops.running)
         return self._unsent
 
-    async def _end(self, unsent: int) -> None:
+    def _leave(self, unsent: int) -> None:
         """Stop what still runs, and tell those who wait."""
         machine, loops = self._machine, self._loops
         self._ended, self._unsent = True, unsent
@@ -324,7 +323,6 @@ class Client:
         for waiter in self._waiting:
             wake(waiter)
         loops.wake_watchers()
-        await loops.wait_until(lambda: not loops.running)
 
     @property
     def id(self) -> str:

@@ -7,6 +7,7 @@ else calls it.
 from __future__ import annotations
 
 import asyncio
+from asyncio import CancelledError
 from collections import deque
 from collections.abc import Callable
 from math import inf
@@ -49,6 +50,8 @@ class Loop:
         self._blocked = False
         self._sleeper: Wakeup | None = None
         self._alarm: asyncio.TimerHandle | None = None
+        self.finished = False
+        """Has its link finished? Otherwise a task that ends was cancelled, or died of a defect."""
 
     def wake(self) -> None:
         """End its sleep."""
@@ -68,27 +71,27 @@ class Loop:
         """Serve the link until it has finished."""
         loops, link = self._loops, self._link
         step, time = loops.machine.step, loops.time
-        try:
-            while True:
-                action = step(link, time())
-                loops.after_step()
-                kind = type(action)
-                if kind is Exchange:
-                    await self._exchange(action)  # type: ignore[arg-type]
-                elif kind is Sleep:
-                    await self._sleep(action.until)  # type: ignore[union-attr]
-                elif kind is Connect:
-                    await self._connect(action)  # type: ignore[arg-type]
-                elif kind is Disconnect:
-                    self._hang_up()
-                else:
-                    return
-        finally:
-            # Also when cancelled, in the middle of an exchange: its reply would answer the next one.
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._hang_up()
-            loops.ended(self)
+        while True:
+            action = step(link, time())
+            loops.after_step()
+            kind = type(action)
+            if kind is Exchange:
+                await self._exchange(action)  # type: ignore[arg-type]
+            elif kind is Sleep:
+                await self._sleep(action.until)  # type: ignore[union-attr]
+            elif kind is Connect:
+                await self._connect(action)  # type: ignore[arg-type]
+            elif kind is Disconnect:
+                self._hang_up()
+            else:
+                self.finished = True
+                return
+
+    def close(self) -> None:
+        """Hang up for good."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._hang_up()
 
     async def _sleep(self, until: float) -> None:
         if self._link.kicked:
@@ -130,6 +133,12 @@ class Loop:
             self._hang_up()
             unknown = isinstance(error, OutcomeUnknown)
             self._link.connection_lost(error, outcome_unknown=unknown, now=loops.time())
+        except CancelledError:
+            self._hang_up()  # the reply would answer the next exchange
+            if loops.tasks.alive:  # somebody cancels all there is: the link goes on in a fresh task
+                lost = OutcomeUnknown("the exchange was cancelled from outside")
+                self._link.connection_lost(lost, outcome_unknown=True, now=loops.time())
+            raise
         else:
             self._blocked = False
             self._link.replies_received(replies, loops.time())
@@ -163,7 +172,20 @@ class Loops:
             return
         loop = self._loops[link] = Loop(self, link)
         self._running += 1
-        self.tasks.spawn(loop.run, f"{self.who}-{link.role.value}")
+        self._spawn(loop, link)
+
+    def _spawn(self, loop: Loop, link: Link) -> None:
+        self.tasks.spawn(loop.run, f"{self.who}-{link.role.value}", lambda: self._ended(loop, link))
+
+    def _ended(self, loop: Loop, link: Link) -> None:
+        """A loop's task has ended. Cancelled by others, even before it began, it is replaced."""
+        if self.tasks.alive and not loop.finished:
+            self._spawn(loop, link)
+            return
+        loop.close()
+        self._running -= 1
+        self._after()
+        self.wake_watchers()
 
     def wake_kicked(self) -> None:
         """Something was told to the machine: wake the loops that it concerns, and log what it tells."""
@@ -215,12 +237,6 @@ class Loops:
             if loop.to_end:
                 loop.interrupt()
                 loop.wake()
-
-    def ended(self, loop: Loop) -> None:
-        """A loop's task ends."""
-        self._running -= 1
-        self._after()
-        self.wake_watchers()
 
     @property
     def running(self) -> bool:

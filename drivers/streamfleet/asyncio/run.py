@@ -8,6 +8,7 @@ import time
 from asyncio import CancelledError
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from math import inf
 from random import random
@@ -16,7 +17,6 @@ from typing import Any
 
 from streamfleet.async_contract import handler_name
 from streamfleet.asyncio.loops import Loops, Wakeup, wake
-from streamfleet.asyncio.tasks import shielded
 from streamfleet.attempts import MAX_HANGING, Attempts, Canceller, call_in_thread, same_context
 from streamfleet.handlers import Handler, Handlers
 from streamfleet.identity import consumer_name
@@ -40,8 +40,8 @@ class Run:
     """An async context manager: within it the worker works. It is entered once.
 
     A fixed number of *slots*, one task each, take deliveries from the machine and run handlers. A slot whose
-    handler was cancelled, or has changed context variables, is replaced by a fresh one, so that nothing of one
-    attempt is seen by the next.
+    handler was cancelled (by whomever), or has changed context variables, is replaced by a fresh one, so that
+    nothing of one attempt is seen by the next.
     """
 
     def __init__(
@@ -82,17 +82,8 @@ class Run:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        cancelled = error if isinstance(error, CancelledError) else None
-        if cancelled is None:
-            try:
-                await self.stop(None)
-                await self.loops.tasks.wait(HANDLER_GRACE)
-            except CancelledError as now:
-                cancelled = now
-        if cancelled is not None:
-            await shielded(self._stop_now())
         try:
-            await self.loops.tasks.end(cancelled)
+            await self.loops.tasks.end(self._finish, error)
         finally:
             self.ended = True
             if self._beat is not None:
@@ -101,11 +92,23 @@ class Run:
             if self._threads is not None:
                 self._threads.shutdown(wait=False, cancel_futures=True)
 
+    async def _finish(self, cancelled: bool) -> None:
+        if cancelled:
+            await self._stop_now()
+            return
+        await self.stop(None)
+        await self.loops.tasks.wait(HANDLER_GRACE)
+
     # ---- handlers -----------------------------------------------------------------------------------
 
     def _add_slot(self) -> None:
         self._slots += 1
-        self.loops.tasks.spawn(self._serve, f"{self.loops.who}-handler-{self._slots}")
+        self.loops.tasks.spawn(self._serve, f"{self.loops.who}-handler-{self._slots}", self._slot_ended)
+
+    def _slot_ended(self) -> None:
+        """It has to be replaced, or was cancelled by others."""
+        if not self.machine.stopping:
+            self._add_slot()
 
     async def _serve(self) -> None:
         """The life of a slot: take, run, report."""
@@ -121,20 +124,24 @@ class Run:
                 continue
             threads = self._handlers[delivery.queue.keys.queue].threads
             delivery.on_cancel = Canceller(delivery, threads, slot.cancel)
-            await self._attempt(delivery, slot)
+            if machine.kicked:
+                loops.wake_kicked()  # its timeout may be the next thing that the clock has to ring for
+            await self._attempt(delivery)
             delivery.on_cancel = None
             if machine.kicked or machine.events:
                 loops.wake_kicked()
+            if slot.cancelling():
+                with suppress(CancelledError):  # one that is still under way
+                    await asyncio.sleep(0)
+                return
             if delivery.cancelled or not same_context(clean, copy_context()):
-                if not machine.stopping:
-                    self._add_slot()
                 return
             turn += 1
             if turn >= TURN:
                 turn = 0
                 await asyncio.sleep(0)
 
-    async def _attempt(self, delivery: Delivery, slot: asyncio.Task[Any]) -> None:
+    async def _attempt(self, delivery: Delivery) -> None:
         """Run the handler and report how it ended."""
         handler = self._handlers[delivery.queue.keys.queue]
         task = Task(delivery)
@@ -144,14 +151,16 @@ class Run:
             else:
                 value = await _call(handler, task)
         except CancelledError as error:
-            if delivery.cancelled:
-                self._attempts.stopped(delivery)
-            elif slot.cancelling():
+            if not self.loops.tasks.alive:
                 raise
-            else:  # it came from within the handler: something that it awaited was cancelled
+            if delivery.cancelled or self.loops.tasks.interrupted:
+                self._attempts.stopped(delivery)
+            else:  # the handler has cancelled itself, or something that it awaited was cancelled
                 self._attempts.raised(delivery, error)
-        except KeyboardInterrupt:
-            raise
+        except KeyboardInterrupt as interrupt:  # it ends the program, but in order
+            self._attempts.stopped(delivery)
+            if not self.loops.tasks.fail(interrupt):
+                raise
         except BaseException as error:  # a handler's SystemExit ends its attempt, never the worker
             self._attempts.raised(delivery, error)
         else:

@@ -124,6 +124,8 @@ class Run:
                 continue
             threads = self._handlers[delivery.queue.keys.queue].threads
             canceller = delivery.on_cancel = Canceller(delivery, threads, scope.cancel)
+            if machine.kicked:
+                loops.wake_kicked()  # its timeout may be the next thing that the clock has to ring for
             await self._attempt(delivery, canceller)
             delivery.on_cancel = None
             if machine.kicked or machine.events:
