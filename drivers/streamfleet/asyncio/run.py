@@ -7,9 +7,9 @@ import os
 import time
 from asyncio import CancelledError
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from math import inf
 from random import random
 from types import FrameType, TracebackType
@@ -17,6 +17,7 @@ from typing import Any
 
 from streamfleet.async_contract import handler_name
 from streamfleet.asyncio.loops import Loops, Wakeup, wake
+from streamfleet.asyncio.threads import Threads
 from streamfleet.attempts import MAX_HANGING, Attempts, Canceller, call_in_thread, same_context
 from streamfleet.handlers import Handler, Handlers
 from streamfleet.identity import consumer_name
@@ -64,7 +65,7 @@ class Run:
         self._attempts = Attempts(name, self.machine, loop.time)
         self._idle: list[Wakeup] = []
         self._slots = 0
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: Threads | None = None
         self._hanging = 0
         self._watchdog = Watchdog(name, config.lease, _call.__code__, _handler_in)
         self._beat: asyncio.TimerHandle | None = None
@@ -90,7 +91,7 @@ class Run:
                 self._beat.cancel()
             self._watchdog.stop()
             if self._threads is not None:
-                self._threads.shutdown(wait=False, cancel_futures=True)
+                self._threads.close()
 
     async def _finish(self, cancelled: bool) -> None:
         if cancelled:
@@ -176,8 +177,8 @@ class Run:
         concurrency = self.machine.config.concurrency
         if self._threads is None:
             name = f"{self.loops.who}-thread"
-            self._threads = ThreadPoolExecutor(concurrency * (1 + MAX_HANGING), thread_name_prefix=name)
-        work = self._threads.submit(copy_context().run, call_in_thread, handler.function, task)
+            self._threads = Threads(name, concurrency * (1 + MAX_HANGING))
+        work = self._threads.submit(partial(copy_context().run, call_in_thread, handler.function, task))
         result = asyncio.wrap_future(work)
         try:
             value, error = await asyncio.shield(result)
