@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import sys
 import threading
 import time
 
@@ -12,6 +13,7 @@ import trio
 import streamfleet.asyncio
 import streamfleet.trio
 from streamfleet import TaskFailed
+from streamfleet.watchdog import Watchdog
 
 WAIT = 20.0
 
@@ -21,6 +23,13 @@ class AsyncioWorld:
     Worker = streamfleet.asyncio.Worker
     Event = asyncio.Event
     sleep = staticmethod(asyncio.sleep)
+    in_thread = staticmethod(asyncio.to_thread)
+
+    @staticmethod
+    async def together(*functions):
+        async with asyncio.TaskGroup() as group:
+            for function in functions:
+                group.create_task(function())
 
     @staticmethod
     def run(main):
@@ -37,6 +46,13 @@ class TrioWorld:
     Event = trio.Event
     sleep = staticmethod(trio.sleep)
     run = staticmethod(trio.run)
+    in_thread = staticmethod(trio.to_thread.run_sync)
+
+    @staticmethod
+    async def together(*functions):
+        async with trio.open_nursery() as nursery:
+            for function in functions:
+                nursery.start_soon(function)
 
 
 @pytest.fixture(params=[AsyncioWorld, TrioWorld], ids=["asyncio", "trio"])
@@ -164,17 +180,76 @@ async def test_a_thread_is_waited_for_without_contact_and_left_to_itself_once_ot
 
 
 @in_world
-async def test_a_handler_that_blocks_the_loop_is_named_with_its_stack(world, driver, caplog):
-    caplog.set_level(logging.WARNING, "streamfleet")
-    warned = threading.Event()
+async def test_threads_end_with_their_worker_and_none_that_hangs_holds_up_the_program(world, driver):
+    release, started = threading.Event(), threading.Event()
+    before = set(threading.enumerate())
+    worker = world.Worker(driver, name="w", concurrency=2)
+
+    @worker.handler("q", threads=True)
+    def handle(task):
+        if task.text == "hang":
+            started.set()
+            release.wait(WAIT)
+        return str(threading.get_ident())
+
+    try:
+        async with worker.running(), world.Client(driver) as client:
+            used = {await (await client.enqueue_tracked("q", "x")).wait(WAIT) for _ in range(5)}
+            assert len(used) == 1, "a free thread is used before another one is started"
+            await client.enqueue("q", "hang")
+            await until(world, started.is_set)
+            await worker.stop(0)
+        hanging = [thread for thread in set(threading.enumerate()) - before if thread.is_alive()]
+        assert hanging
+        assert all(thread.daemon for thread in hanging), "the interpreter would wait for it"
+    finally:
+        release.set()
+    if world is AsyncioWorld:  # those of trio stay for a while, for whoever needs them next
+        await until(world, lambda: set(threading.enumerate()) <= before)
+
+
+# ---- the watchdog ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def warnings_of_the_watchdog():
+    """A log handler with an event for the first warning, and all of them."""
 
     class Listener(logging.Handler):
+        def __init__(self):
+            super().__init__()
+            self.first = threading.Event()
+            self.texts = []
+
         def emit(self, record):
             if "blocked the event loop" in record.getMessage():
-                warned.set()
+                self.texts.append(record.getMessage())
+                self.first.set()
 
     listener = Listener()
     logging.getLogger("streamfleet").addHandler(listener)
+    yield listener
+    logging.getLogger("streamfleet").removeHandler(listener)
+
+
+def looks(worker, number):
+    """Set after so many more looks of the worker's watchdog."""
+    watchdog, done = worker._run._watchdog, threading.Event()
+    look, left = watchdog._look, [number]
+
+    def counted(*times):
+        look(*times)
+        left[0] -= 1
+        if not left[0]:
+            done.set()
+
+    watchdog._look = counted
+    return done
+
+
+@in_world
+async def test_a_handler_that_blocks_the_loop_is_named_with_its_stack(world, driver, warnings_of_the_watchdog):
+    warned = warnings_of_the_watchdog.first
     worker = world.Worker(driver, name="w", lease=0.6)
 
     def a_blocking_call():
@@ -186,40 +261,90 @@ async def test_a_handler_that_blocks_the_loop_is_named_with_its_stack(world, dri
         return str(a_blocking_call())
 
     threads = threading.active_count()
-    try:
-        async with worker.running(), world.Client(driver) as client:
-            handle = await client.enqueue_tracked("q", "x", max_retries=0)
-            await until(world, lambda: warned.is_set())
-            await handle.wait(WAIT)
-    finally:
-        logging.getLogger("streamfleet").removeHandler(listener)
-    [record] = [r for r in caplog.records if "blocked the event loop" in r.getMessage()]
-    text = record.getMessage()
+    async with worker.running(), world.Client(driver) as client:
+        handle = await client.enqueue_tracked("q", "x", max_retries=0)
+        await until(world, warned.is_set)
+        await handle.wait(WAIT)
+    [text] = warnings_of_the_watchdog.texts
     assert "the_culprit of queue 'q' has blocked the event loop for" in text
     assert "a_blocking_call" in text
     assert threading.active_count() == threads
 
 
 @in_world
-async def test_a_loop_blocked_by_others_is_not_blamed_on_a_handler(world, driver, caplog):
-    worker = world.Worker(driver, name="w", lease=0.2)
+async def test_a_loop_blocked_by_others_is_not_blamed_on_a_handler(world, driver, warnings_of_the_watchdog):
+    worker = world.Worker(driver, name="w", lease=0.6)
 
     @worker.handler("q")
     async def handle(task): ...
 
+    def a_blocking_call():
+        assert warnings_of_the_watchdog.first.wait(WAIT)
+        assert looks(worker, 4).wait(WAIT)
+
     async with worker.running():
-        looks = 0
-        watchdog = worker._run._watchdog
-        look = watchdog._look
-        looked = threading.Event()
+        a_blocking_call()
+    [text] = warnings_of_the_watchdog.texts
+    assert "something else than a handler" in text
+    assert "a_blocking_call" in text
+    assert "queue" not in text
 
-        def counted(now):
-            nonlocal looks
-            looks += 1
-            look(now)
-            if looks == 8:  # eight twelfths of a lease
-                looked.set()
 
-        watchdog._look = counted
-        assert looked.wait(WAIT)
-    assert not any("blocked the event loop" in r.getMessage() for r in caplog.records)
+@in_world
+async def test_a_task_that_a_handler_has_started_and_that_blocks_the_loop_is_shown(
+    world, driver, warnings_of_the_watchdog
+):
+    worker = world.Worker(driver, name="w", lease=0.6)
+
+    async def a_blocking_child():
+        warnings_of_the_watchdog.first.wait(WAIT)
+
+    @worker.handler("q")
+    async def handle(task):
+        await world.together(a_blocking_child)
+
+    async with worker.running(), world.Client(driver) as client:
+        handle_ = await client.enqueue_tracked("q", "x", max_retries=9)
+        await handle_.wait(WAIT)
+    [text] = warnings_of_the_watchdog.texts
+    assert "a task that one has started, has blocked the event loop" in text
+    assert "a_blocking_child" in text
+
+
+def watchdog_of_this_thread():
+    """Not started, with a lease of 12 s: it looks each second, and warns after four."""
+    return Watchdog("w", 12.0, (lambda: None).__code__, str)
+
+
+def test_a_process_that_was_suspended_is_not_blamed(warnings_of_the_watchdog):
+    watchdog = watchdog_of_this_thread()
+    start, used = watchdog._last_beat, watchdog._used
+    for second in (1, 2, 3, 60, 61, 62, 63, 64):  # stopped, or starved by others, for most of a minute
+        watchdog._look(start + second, used + min(second, 4) / 10)
+        assert not warnings_of_the_watchdog.texts
+    watchdog._look(start + 64.1, used + 0.4)
+    [text] = warnings_of_the_watchdog.texts
+    assert "for 4.1 s" in text
+
+
+def test_a_call_that_holds_the_interpreter_for_long_is_blamed_though_nobody_could_look(warnings_of_the_watchdog):
+    watchdog = watchdog_of_this_thread()
+    watchdog._look(watchdog._last_beat + 60, watchdog._used + 55)
+    [text] = warnings_of_the_watchdog.texts
+    assert "for 60.0 s" in text
+
+
+@in_world
+async def test_a_loop_that_waits_is_not_blamed_though_its_beat_is_late(world, driver, warnings_of_the_watchdog):
+    watchdog = watchdog_of_this_thread()
+    loop_thread = threading.get_ident()
+
+    def look_while_it_waits():
+        deadline = time.monotonic() + WAIT
+        while sys._current_frames()[loop_thread].f_code.co_name not in ("select", "get_events"):
+            assert time.monotonic() < deadline
+        for second in range(1, 8):
+            watchdog._look(watchdog._last_beat + second, watchdog._used)
+
+    await world.in_thread(look_while_it_waits)
+    assert not warnings_of_the_watchdog.texts

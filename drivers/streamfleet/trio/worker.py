@@ -29,7 +29,7 @@ class Worker:
     ``driver``: how to reach the server. ``name``: for people; unique per process unless given. ``concurrency``:
     handlers at work at the same time. ``config``: any field of `streamfleet_core.config.WorkerConfig`.
 
-    A warning is logged when a handler blocks the event loop for a third of the lease.
+    A warning is logged when a handler, or something else, blocks the event loop for a third of the lease.
 
     Raises WrongDriver and UsageError.
     """
