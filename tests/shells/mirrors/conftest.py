@@ -4,6 +4,7 @@ import asyncio
 import functools
 import inspect
 import selectors
+import signal
 import time
 
 import pytest
@@ -56,12 +57,12 @@ class AsyncioWorld:
     def now(self):
         return self.loop.now if self.loop is not None else 0.0
 
-    def run(self, main):
-        def new_loop():
-            self.loop = VirtualLoop()
-            return self.loop
+    def new_loop(self):
+        self.loop = VirtualLoop()
+        return self.loop
 
-        with asyncio.Runner(loop_factory=new_loop) as runner:
+    def run(self, main):
+        with asyncio.Runner(loop_factory=self.new_loop) as runner:
             return runner.run(self._checked(main))
 
     async def _checked(self, main):
@@ -83,6 +84,11 @@ class AsyncioWorld:
         async with asyncio.TaskGroup() as group:
             for function in functions:
                 group.create_task(function())
+
+    def press_ctrl_c(self, *moments):
+        """So many seconds from now."""
+        for seconds in moments:
+            self.loop.call_later(seconds, signal.raise_signal, signal.SIGINT)
 
 
 class TrioWorld:
@@ -116,10 +122,22 @@ class TrioWorld:
             for function in functions:
                 nursery.start_soon(function)
 
+    @staticmethod
+    def press_ctrl_c(*moments):
+        async def press(seconds):
+            await trio.sleep(seconds)
+            signal.raise_signal(signal.SIGINT)
 
-@pytest.fixture(params=[AsyncioWorld, TrioWorld], ids=["asyncio", "trio"])
+        for seconds in moments:
+            trio.lowlevel.spawn_system_task(press, seconds)
+
+
+WORLDS = {"asyncio": AsyncioWorld, "trio": TrioWorld}
+
+
+@pytest.fixture(params=WORLDS)
 def world(request):
-    return request.param()
+    return WORLDS[request.param]()
 
 
 @pytest.fixture

@@ -137,6 +137,26 @@ async def test_a_handler_is_cancelled_at_its_timeout_and_its_place_goes_on(world
     assert "late" not in worker.counts
 
 
+async def test_a_timeout_shorter_than_all_other_times_is_kept(world, driver, worker_of):
+    lasted = []
+
+    async def handle(task):
+        started = world.now()
+        try:
+            await world.sleep(100)
+        finally:
+            lasted.append(world.now() - started)
+
+    worker = worker_of(
+        world, driver, handle, timeout=0.2, lease=60, poll_interval=1.5, scan_interval=2, concurrency=1
+    )
+    async with worker.running(), world.Client(driver) as client:
+        for _ in range(6):
+            await client.enqueue("q", "x", max_retries=0)
+            await world.sleep(2.7)
+    assert lasted == [pytest.approx(0.2, abs=0.01)] * 6
+
+
 async def test_a_handler_that_fails_while_it_is_cancelled_does_no_harm(world, driver, worker_of):
     async def handle(task):
         try:
