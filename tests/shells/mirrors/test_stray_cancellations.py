@@ -1,6 +1,7 @@
 """asyncio: whoever holds a task can cancel it, a handler its own, and the end of the program all at once."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -158,7 +159,7 @@ def test_a_worker_in_a_forgotten_task_that_has_hardly_begun_ends(world, driver, 
     assert world.now() < 2
 
 
-def test_a_program_ends_though_nobody_is_left_to_end_the_block(world, driver):
+def test_a_program_ends_though_nobody_is_left_to_end_the_block(world, driver, caplog):
     async def main():
         client = world.Client(driver, ["q"])
         await asyncio.create_task(client.__aenter__())
@@ -167,3 +168,5 @@ def test_a_program_ends_though_nobody_is_left_to_end_the_block(world, driver):
 
     _run(world, main)
     assert world.now() < WAIT
+    gc.collect()
+    assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
