@@ -29,7 +29,7 @@ ORPHAN_IDLE_MS = 60_000
 class Sweeper:
     """See the module's text."""
 
-    __slots__ = ("_control", "_machine", "_queues", "_scores", "_turn", "next_at")
+    __slots__ = ("_control", "_doomed", "_machine", "_queues", "_scores", "_turn", "next_at")
 
     def __init__(self, machine: WorkerMachine, control: Controller, queues: list[QueueState], now: float) -> None:
         self._machine = machine
@@ -37,6 +37,8 @@ class Sweeper:
         self._queues = queues
         self._scores: dict[tuple[str, bytes], tuple[bytes, float]] = {}
         """Per queue and client: the score last seen, and since when (monotonic) it has not changed."""
+        self._doomed: dict[bytes, QueueState] = {}
+        """Clients of which we know no more than that their removal was begun: a connection broke meanwhile."""
         self._turn = 0
         self.next_at = now + machine.config.sweep_interval / 4 * machine.random()
 
@@ -54,6 +56,8 @@ class Sweeper:
         """A client is dead when its score has not changed for the timeout, by *our* monotonic clock."""
         commands: list[Command] = [("ZRANGE", queue.keys.receivers, 0, -1, "WITHSCORES") for queue in self._queues]
         answer = yield commands
+        for client, queue in list(self._doomed.items()):
+            yield from self._finish(queue, client)
         for queue, command, reply in zip(self._queues, commands, answer.replies, strict=True):
             if isinstance(reply, ServerError):
                 trouble(self._control.link, reply, command, answer.now)
@@ -79,12 +83,26 @@ class Sweeper:
 
     def _forget(self, queue: QueueState, client: bytes, score: bytes) -> Steps:
         """Out of the set by comparison, then its receiver: one that beats meanwhile stays."""
+        self._doomed[client] = queue
         answer = yield [safeguards.forget_receiver(queue.keys.receivers, client, score)]
         if answer.replies[0] in (0, None) or isinstance(answer.replies[0], ServerError):
+            del self._doomed[client]
             return
+        yield from self._remove(queue, client)
+
+    def _finish(self, queue: QueueState, client: bytes) -> Steps:
+        """Whoever is in the set again, or still, lives or is found again; of all others nothing is to be left."""
+        answer = yield [("ZSCORE", queue.keys.receivers, client)]
+        if answer.replies[0] is None:
+            yield from self._remove(queue, client)
+        else:
+            del self._doomed[client]
+
+    def _remove(self, queue: QueueState, client: bytes) -> Steps:
         name = client.decode(errors="surrogateescape")
         # Its marker goes by itself: should the client be alive, it would send again what has been accepted.
         yield [("DEL", receiver_key(name))]
+        del self._doomed[client]
         self._machine.counts["collected"] += 1
         text = f"{queue.keys.queue}: removed what the dead client {client.decode(errors='replace')} left"
         self._machine.emit(EventKind.CLIENT_COLLECTED, text, client=client)

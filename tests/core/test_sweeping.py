@@ -87,6 +87,37 @@ def test_a_client_that_beats_at_the_last_moment_is_kept(world):
     assert worker.machine.counts["collected"] == 0
 
 
+@pytest.mark.parametrize("command", ["ZREMRANGEBYSCORE", "DEL"])
+def test_of_a_dead_client_nothing_is_left_although_the_connection_breaks(world, command):
+    """Nobody else would look for a receiver whose client is not in the set any more."""
+    name = leave_client(world)
+    worker = sweeper(world)
+    worker.control._hold_at = command
+    world.advance(TIMEOUT + 10)
+    assert worker.control.held
+    if command == "ZREMRANGEBYSCORE":
+        worker.control.execute()
+    worker.control.lose()
+    worker.control.release()
+    assert exists(world, name) == [0, 1]
+    world.advance(10)
+    assert exists(world, name) == [0, 0]
+    assert worker.machine.counts["collected"] == 1
+
+
+def test_a_client_that_came_back_while_its_removal_was_in_doubt_is_kept(world):
+    name = leave_client(world)
+    worker = sweeper(world)
+    worker.control._hold_at = "DEL"
+    world.advance(TIMEOUT + 10)
+    worker.control.lose()
+    world.call("ZADD", KEYS.receivers, world.server_ms(), name)
+    worker.control.release()
+    world.advance(10)
+    assert exists(world, name) == [1, 1]
+    assert worker.machine.counts["collected"] == 0
+
+
 def test_a_client_is_known_by_queue(world):
     first = leave_client(world, "{streamfleet:q}one")
     world.advance(1)

@@ -39,6 +39,7 @@ def transactional(keys: QueueKeys) -> list[Command]:
         ("ZRANGE", keys.schedule, 0, 0),
         ("ZRANGEBYSCORE", keys.schedule, 0, 0),
         ("ZREMRANGEBYSCORE", keys.receivers, 0, 0),
+        ("ZSCORE", keys.receivers, WHO),
         ("EXISTS", stream),
         ("HSET", keys.scheduled, WHO, WHO),
         ("HDEL", keys.scheduled, WHO),
