@@ -32,6 +32,8 @@ class EventKind(Enum):
     ORPHANS_RESTORED = "entries without an owner were given one"
     CLIENT_COLLECTED = "a dead client's receiver was removed"
     UNSAFE_SERVER = "the server's settings can lose tasks"
+    HANDLERS_HANG = "so many handlers hang after they were given up that no more threads are added for them"
+    RESULT_DROPPED = "a handler returned what cannot travel to the client"
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,12 +29,22 @@ LEVELS = {
     EventKind.SCHEDULE_BROKEN: logging.ERROR,
     EventKind.ORPHANS_RESTORED: logging.WARNING,
     EventKind.UNSAFE_SERVER: logging.WARNING,
+    EventKind.HANDLERS_HANG: logging.ERROR,
+    EventKind.RESULT_DROPPED: logging.WARNING,
 }
 
 
 def report(who: str, events: Iterable[Event]) -> None:
-    """Log events; those not listed above are informational."""
+    """Log events; those not listed above are informational.
+
+    A log handler or filter that raises costs its record, never its caller: it is shown as `logging` shows what its
+    own handlers raise.
+    """
     for event in events:
         level = LEVELS.get(event.kind, logging.INFO)
-        if logger.isEnabledFor(level):
-            logger.log(level, "%s: %s", who, event.text, extra={"streamfleet": event})
+        try:
+            if logger.isEnabledFor(level):
+                logger.log(level, "%s: %s", who, event.text, extra={"streamfleet": event})
+        except Exception:
+            record = logging.makeLogRecord({"msg": "%s: %s", "args": (who, event.text)})
+            logging.Handler().handleError(record)

@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from streamfleet.identity import unique_id
 from streamfleet.sync.handle import Handle
-from streamfleet.sync.loops import Loops, check_driver
+from streamfleet.sync.loops import LINGER, Loops, check_driver
 from streamfleet.task import payload_bytes
 from streamfleet_core.client import PLAIN, ClientMachine, Options
 from streamfleet_core.config import ClientConfig
@@ -27,6 +27,9 @@ from streamfleet_core.retry import RetryPolicy
 from streamfleet_core.submission import Status, Submission
 
 Payload = bytes | str
+
+GRACE = 1.0
+"""Seconds that a client takes to leave the server in order, at the least."""
 
 
 class Client:
@@ -123,8 +126,19 @@ class Client:
         return self._enqueue(queue, data, options, tracked=True)
 
     def enqueue_many(self, queue: str, data: Iterable[Payload]) -> list[Handle]:
-        """Enqueue many tasks with the default options, in order."""
-        return [self._enqueue(queue, item, PLAIN, tracked=False) for item in data]
+        """Enqueue many tasks with the default options, in order.
+
+        What it raises is as with `enqueue`; a note on the error tells how many tasks were taken before, all the
+        first ones.
+        """
+        handles: list[Handle] = []
+        try:
+            for item in data:
+                handles.append(self._enqueue(queue, item, PLAIN, tracked=False))  # noqa: PERF401
+        except BaseException as error:
+            error.add_note(f"enqueue_many({queue!r}): the first {len(handles):,} tasks were taken, no others")
+            raise
+        return handles
 
     def _enqueue(self, queue: str, data: Payload, options: Options, *, tracked: bool) -> Handle:
         payload = data if type(data) is bytes else payload_bytes(data)
@@ -136,7 +150,6 @@ class Client:
             submission = machine.enqueue(queue, payload, monotonic(), options, tracked=tracked)
             if machine.kicked or machine.new_links or machine.events:
                 loops.after_step()
-                loops.tell()
         return Handle(self, submission)
 
     def _wait_for_room(self) -> None:
@@ -213,27 +226,34 @@ class Client:
                 machine.close(monotonic())
             self._loops.after_step()
             self._wait_until(lambda: machine.pending == 0, deadline)
-            unsent = self._unsent = machine.pending
-            if unsent:
+            if machine.pending:
                 machine.close(monotonic(), abandon=True)
             self._loops.interrupt_finished()
-            grace = monotonic() + 1.0 if deadline is None else max(deadline, monotonic() + 1.0)
+            grace = monotonic() + GRACE if deadline is None else max(deadline, monotonic() + GRACE)
             while self._loops.running and not machine.refusal and monotonic() < grace:
                 self._loops.interrupt_finished()
                 self._loops.all_ended.wait(min(0.1, max(0.0, grace - monotonic())))
-            self._ended = True
-            for link in machine.links:
-                link.stop()
-            self._loops.interrupt_finished()
-            self._changed.notify_all()
-            if unsent:
-                report = Event(EventKind.NOT_ACCEPTED, f"closed with {unsent:,} tasks not sent", {"tasks": unsent})
-                machine.events.append(report)
-                self._loops.after_step()
-            self._wake_waiters()
-            self._loops.tell()
-        self._loops.join()
-        return unsent
+            if not self._ended:
+                self._end()
+        self._loops.finish()
+        return self._unsent
+
+    def _end(self) -> None:
+        """Stop what still runs, and tell those who wait. The lock is held, but for the waiting."""
+        machine, loops = self._machine, self._loops
+        self._ended = True
+        self._unsent = machine.pending + machine.abandoned
+        self._changed.notify_all()
+        self._wake_waiters()
+        loops.cut()
+        deadline = monotonic() + LINGER
+        while loops.running and monotonic() < deadline:
+            loops.all_ended.wait(max(0.0, deadline - monotonic()))
+        unsent = self._unsent = machine.pending + machine.abandoned
+        if unsent:
+            text = f"closed with {unsent:,} tasks not sent"
+            machine.events.append(Event(EventKind.NOT_ACCEPTED, text, {"tasks": unsent}))
+        loops.after_step()
 
     def __enter__(self) -> Client:
         return self

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
-from streamfleet.logs import report
+from streamfleet.sync.telling import Teller
 from streamfleet_core.connection import Connection, Driver
 from streamfleet_core.errors import ConnectionFailure, OutcomeUnknown, ServerRefused, WrongDriver
 from streamfleet_core.events import Event
@@ -19,6 +19,10 @@ from streamfleet_core.link import Action, Connect, Disconnect, Exchange, Link, S
 
 LONGEST_WAIT = 3600.0
 """Seconds; `threading` refuses to wait for ever in numbers."""
+LINGER = 1.0
+"""Seconds that threads get at the end to notice it; one that opens a connection then is left to itself."""
+TELLING = 2.0
+"""Seconds that log handlers get at the end for what has not been told."""
 
 
 class Machine(Protocol):
@@ -51,6 +55,7 @@ class Loop:
         self.woken = threading.Condition(loops.lock)
         self._connection: Connection | None = None
         self._blocked = False
+        self.ended = False
         self.thread = threading.Thread(target=self._run, name=f"{loops.who}-{link.role.value}", daemon=True)
 
     @property
@@ -60,24 +65,37 @@ class Loop:
 
     def interrupt(self) -> None:
         """End a blocking read. The lock is held."""
-        if self._blocked and self._connection is not None:
+        if self._blocked:
+            self.cut()
+
+    def cut(self) -> None:
+        """End whatever exchange is in flight. The lock is held."""
+        if self._connection is not None:
             self._connection.interrupt()
 
     def _run(self) -> None:
         try:
-            while True:
-                action = self._next_action()
-                if type(action) is Exchange:
-                    self._exchange(action)
-                elif type(action) is Connect:
-                    self._connect(action)
-                elif type(action) is Disconnect:
-                    self._hang_up()
-                else:
-                    return
+            self._drive()
+        except BaseException as error:
+            self._loops.broke(self._link, error)
+            raise
         finally:
-            self._hang_up()
-            self._loops.ended(self)
+            try:
+                self._hang_up()
+            finally:
+                self._loops.ended(self)
+
+    def _drive(self) -> None:
+        while True:
+            action = self._next_action()
+            if type(action) is Exchange:
+                self._exchange(action)
+            elif type(action) is Connect:
+                self._connect(action)
+            elif type(action) is Disconnect:
+                self._hang_up()
+            else:
+                return
 
     def _next_action(self) -> Action:
         """The next action that is not to sleep."""
@@ -87,9 +105,8 @@ class Loop:
                 now = monotonic()
                 action = loops.machine.step(self._link, now)
                 loops.after_step()
-                told = loops.tell()
                 if type(action) is Sleep:
-                    if not told and not self._link.kicked:  # by what its own step has led to
+                    if not self._link.kicked:  # by what its own step has led to
                         self.woken.wait(min(action.until - now, LONGEST_WAIT))
                     continue
                 self._blocked = type(action) is Exchange and action.blocking
@@ -142,42 +159,31 @@ class Loops:
         self.machine = machine
         self.driver = driver
         self.lock = threading.Lock()
+        self.defect: ServerRefused | None = None
+        """What has ended a thread that should have gone on, if so."""
         self._after = after
         self._loops: dict[Link, Loop] = {}
         self._running = 0
         self.all_ended = threading.Condition(self.lock)
+        self._teller = Teller(who, machine.events, self.lock)
 
     def start(self, link: Link) -> None:
         """Begin to serve a link. The lock is held."""
+        self._teller.begin()
         loop = self._loops[link] = Loop(self, link)
         self._running += 1
         loop.thread.start()
 
     def after_step(self) -> None:
         """Something was told to the machine: wake whom it concerns. The lock is held."""
+        self._after()
         kicked = self.machine.kicked
         while kicked:
             loop = self._loops.get(kicked.pop())
             if loop is not None:
                 loop.woken.notify()
-        self._after()
-
-    def tell(self) -> bool:
-        """Log what the machine tells. The lock is held, and released meanwhile; False: there was nothing.
-
-        A log handler may be slow, and it may enqueue: beats must not wait for it, nor it for this lock.
-        """
-        events = self.machine.events
-        if not events:
-            return False
-        told = list(events)
-        events.clear()
-        self.lock.release()
-        try:
-            report(self.who, told)
-        finally:
-            self.lock.acquire()
-        return True
+        if self.machine.events:
+            self._teller.wake()
 
     def interrupt_finished(self) -> None:
         """End blocking reads that serve nothing any more. The lock is held."""
@@ -186,19 +192,45 @@ class Loops:
                 loop.interrupt()
                 loop.woken.notify()
 
+    def cut(self) -> None:
+        """The time is up: stop all links, and end what is in flight on them. The lock is held.
+
+        Whether that was applied is not known then, and nobody here sends it again.
+        """
+        for link, loop in self._loops.items():
+            link.stop()
+            loop.cut()
+            loop.woken.notify()
+
+    def broke(self, link: Link, error: BaseException) -> None:
+        """A thread dies of a defect, here or in the driver: nothing goes on without it, and all are told why."""
+        with self.lock:
+            if self.defect is None:
+                name = threading.current_thread().name
+                self.defect = ServerRefused(f"the thread {name} has died of a defect: {error!r:.500}")
+                self.defect.__cause__ = error
+                link.refuse(self.defect)
+            for each in self._loops:
+                each.stop()
+            self.interrupt_finished()
+            self.after_step()
+
     def ended(self, loop: Loop) -> None:
         """A loop's thread ends."""
         with self.lock:
+            loop.ended = True
             self._running -= 1
-            self._after()
             self.all_ended.notify_all()
+            self.after_step()
 
     @property
     def running(self) -> bool:
         """Does any loop still run? The lock is held."""
         return self._running > 0
 
-    def join(self) -> None:
-        """Wait for the threads, all of which are about to end."""
+    def finish(self) -> None:
+        """Wait for the threads that have ended, and until all is told."""
         for loop in list(self._loops.values()):
-            loop.thread.join()
+            if loop.ended:
+                loop.thread.join(LINGER)
+        self._teller.end(TELLING)

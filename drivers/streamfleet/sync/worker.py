@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 from streamfleet.handlers import Handlers
 from streamfleet.identity import consumer_name, worker_name
-from streamfleet.logs import logger
 from streamfleet.sync.loops import Loops, check_driver
 from streamfleet.task import Task, result_bytes
 from streamfleet_core.config import WorkerConfig
 from streamfleet_core.connection import Driver
 from streamfleet_core.errors import DoNotRetry, RetryLater, UsageError
+from streamfleet_core.events import EventKind
 from streamfleet_core.state import Delivery
 from streamfleet_core.timekeeping import NO_CONTACT
 from streamfleet_core.worker import WorkerMachine
@@ -81,11 +81,15 @@ class Worker:
 
         ``drain``: seconds to wait for running handlers (the configured ``drain`` unless told); what still runs
         then is given back too, and its outcome here is dropped. Returns when all that is done. Idempotent.
+
+        Raises a ServerRefused when a thread of the worker has died of a defect.
         """
         run = self._run
         if run is not None and run.pid == os.getpid():
             run.stop(drain)
             run.wait(None)
+            if run.loops.defect is not None:
+                raise run.loops.defect
 
     def run(self) -> None:
         """Work until `stop` is called from elsewhere.
@@ -120,12 +124,14 @@ class Worker:
     def running(self) -> Iterator[Worker]:
         """Work while the block runs. Raises at its end what `run` would have raised."""
         self.start()
+        run = self._run
+        assert run is not None, "started"
         try:
             yield self
         finally:
-            self.stop()
-        if self._run is not None:
-            self._run.raise_refusal()
+            run.stop(None)
+            run.wait(None)
+        run.raise_refusal()
 
     def request_stop(self, drain: float | None = None) -> None:
         """As `stop`, without waiting; safe in a signal handler."""
@@ -192,18 +198,23 @@ class _Run:
         threading.Thread(target=self._serve, name=name, daemon=True).start()
 
     def _serve(self) -> None:
-        """The life of a handler thread: take, run, report."""
+        """The life of a handler thread."""
+        try:
+            self._take_and_run()
+        except BaseException as error:
+            self.loops.broke(self.machine.links[0], error)
+            raise
+
+    def _take_and_run(self) -> None:
+        """Take, run, report."""
         machine, lock, take = self.machine, self.loops.lock, self.machine.take
         with lock:
-            now = monotonic()
             while not machine.stopping:
-                delivery = take(now)
+                delivery = take(monotonic())
+                if machine.kicked or machine.events:  # a deadline that comes before all others, for instance
+                    self.loops.after_step()
                 if delivery is None:
-                    if machine.kicked or machine.events:
-                        self.loops.after_step()
-                    if not self.loops.tell():
-                        self._rest()
-                    now = monotonic()
+                    self._rest()
                     continue
                 if self._idle and machine.ready:
                     self._wake()
@@ -214,22 +225,22 @@ class _Run:
                     report = self._attempt(delivery)
                 finally:
                     lock.acquire()
-                now = monotonic()
                 if delivery.on_cancel is not None:
                     delivery.on_cancel = None
                 if report is None:
-                    machine.handler_returned(delivery, now)
+                    machine.handler_returned(delivery, monotonic())
                 else:
                     report(delivery)
                 if machine.kicked or machine.events:
                     self.loops.after_step()
-                    self.loops.tell()
                 if self._replaced and delivery in self._replaced:
                     self._replaced.discard(delivery)
                     return
 
     def _rest(self) -> None:
         """Wait until there may be work. The lock is held, but for the waiting."""
+        if self.machine.stopping:
+            return  # it was `_after` that has stopped it, and those who rest were woken then
         self._idle += 1
         self._work.wait()
         self._idle -= 1
@@ -263,18 +274,19 @@ class _Run:
             return None
         result = result_bytes(value)
         if result is None:
-            self._odd_result(queue, value)
+            return lambda d: self._odd_result(d, value)
         return lambda d: machine.handler_returned(d, monotonic(), result)
 
-    def _odd_result(self, queue: str, value: object) -> None:
+    def _odd_result(self, delivery: Delivery, value: object) -> None:
+        queue = delivery.queue.keys.queue
         if queue not in self._odd_results:
             self._odd_results.add(queue)
-            logger.warning(
-                "%s: the handler of %r returned %s, which is not sent to the client: return bytes or str",
-                self.loops.who,
-                queue,
-                type(value).__name__,
+            kind = type(value).__name__
+            text = (
+                f"the handler of {queue!r} returned {kind}, which is not sent to the client: return bytes or str"
             )
+            self.machine.emit(EventKind.RESULT_DROPPED, text, delivery)
+        self.machine.handler_returned(delivery, monotonic())
 
     def _cancelled(self, delivery: Delivery) -> Callable[[], None]:
         """A handler that hangs after its timeout would take a place for ever: another thread takes over.
@@ -289,11 +301,9 @@ class _Run:
                     self._replaced.add(delivery)
                     self._add_thread()
                 else:
-                    logger.error(
-                        "%s: %d handlers hang after their timeout; no more threads are added for them",
-                        self.loops.who,
-                        len(self._replaced),
-                    )
+                    hanging = len(self._replaced)
+                    text = f"{hanging} handlers hang after their timeout; no more threads are added for them"
+                    self.machine.emit(EventKind.HANDLERS_HANG, text, handlers=hanging)
 
         return replace
 
@@ -329,12 +339,12 @@ class _Run:
                 self.loops.all_ended.wait(SIGNAL_PAUSE if left is None else min(left, SIGNAL_PAUSE))
             self.ended = True
             self._work.notify_all()
-        self.loops.join()
+        self.loops.finish()
         return True
 
     def raise_refusal(self) -> None:
         """Raises why the server refused, if it did."""
-        refusal = self.machine.refusal
+        refusal = self.loops.defect or self.machine.refusal
         if refusal is not None:
             raise refusal
 
