@@ -1,6 +1,7 @@
 """The three shells offer the same names with the same signatures, async-ness aside."""
 
 import inspect
+import re
 
 import pytest
 
@@ -25,6 +26,10 @@ DIFFERENT_PARAMETERS = {
 
 ALWAYS_IMMEDIATE = {"handler", "request_stop", "running"}
 """Methods that are plain in each shell: they never wait, or hand out a context manager."""
+
+
+ASYNC_TYPES = {"AsyncDriver": "Driver", "AsyncIterator": "Iterator"}
+"""What annotations of the async shells say instead, and only there."""
 
 
 def public(kind):
@@ -69,6 +74,34 @@ def test_methods_take_the_same_arguments_and_all_that_may_wait_are_async(shell, 
         expected, _ = bare(threads, name)
         assert parameters == expected, f"{kind}.{name}"
         assert is_async == (name not in ALWAYS_IMMEDIATE | {"__init__"}), f"{kind}.{name}"
+
+
+def annotations(kind, name):
+    """The types of parameters and of what is returned, as written, async-ness and declared differences aside."""
+    attribute = vars(kind)[name]
+    function = attribute.fget if isinstance(attribute, property) else inspect.unwrap(getattr(kind, name))
+    allowed = DIFFERENT_PARAMETERS.get((kind.__name__, name), {})
+    return {
+        parameter: re.sub(r"\w+", lambda word: ASYNC_TYPES.get(word[0], word[0]), text)
+        for parameter, text in inspect.get_annotations(function).items()
+        if parameter not in allowed
+    }
+
+
+@pytest.mark.parametrize("kind", ["Client", "Worker", "Handle"])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_methods_and_properties_take_and_return_the_same_types(shell, kind):
+    ours, threads = getattr(SHELLS[shell], kind), getattr(streamfleet.sync, kind)
+    for name in sorted(public(ours)):
+        assert "return" in annotations(ours, name), f"{kind}.{name}"
+        assert annotations(ours, name) == annotations(threads, name), f"{kind}.{name}"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_names_of_types_mean_the_same(shell):
+    ours = SHELLS[shell]
+    assert ours.client.Payload == streamfleet.sync.client.Payload
+    assert ours.worker.F.__bound__ == streamfleet.sync.worker.F.__bound__
 
 
 @pytest.mark.parametrize("name", sorted(public(streamfleet.asyncio.Client) - {"__init__"}))

@@ -203,17 +203,17 @@ class Loops:
             loop.woken.notify()
 
     def broke(self, link: Link, error: BaseException) -> None:
-        """A thread dies of a defect, here or in the driver: nothing goes on without it, and all are told why."""
+        """A thread dies of a defect, here or in the driver: all ends in order, and says why."""
+        defect = ServerRefused(f"the thread {threading.current_thread().name} has died of a defect: {error!r:.500}")
+        defect.__cause__ = error
         with self.lock:
-            if self.defect is None:
-                name = threading.current_thread().name
-                self.defect = ServerRefused(f"the thread {name} has died of a defect: {error!r:.500}")
-                self.defect.__cause__ = error
-                link.refuse(self.defect)
-            for each in self._loops:
-                each.stop()
-            self.interrupt_finished()
-            self.after_step()
+            self.defect = self.defect or defect
+            link.refuse(defect)
+            try:
+                self.after_step()
+            except BaseException:
+                self.cut()  # the machine cannot even stop
+                raise
 
     def ended(self, loop: Loop) -> None:
         """A loop's thread ends."""
