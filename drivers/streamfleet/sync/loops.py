@@ -204,7 +204,9 @@ class Loops:
 
     def broke(self, link: Link, error: BaseException) -> None:
         """A thread dies of a defect, here or in the driver: all ends in order, and says why."""
-        defect = ServerRefused(f"the thread {threading.current_thread().name} has died of a defect: {error!r:.500}")
+        defect = ServerRefused(
+            f"the thread {threading.current_thread().name} has died of a defect: {error!r:.500}"
+        )
         defect.__cause__ = error
         with self.lock:
             self.defect = self.defect or defect
