@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamfleet.task import Task
 from streamfleet_conformance.harness import harness_for
+from streamfleet_conformance.shells import Running, shell_for
 from streamfleet_conformance.waiting import eventually
 
 if TYPE_CHECKING:
@@ -55,17 +56,24 @@ class Spec:
 class ActorProcess:
     """A worker process, from the case's side."""
 
-    def __init__(self, spec: Spec, url: str, queue: str, behaviour: str, config: dict[str, Any]) -> None:
+    def __init__(
+        self, spec: Spec, url: str, queue: str, behaviour: str, running: Running, config: dict[str, Any]
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="streamfleet-actor-")
         folder = Path(self._folder.name)
         self._journal = folder / "journal"
         self._gate = folder / "gate"
         self._log = folder / "log"
         self._journal.touch()
-        order = {"url": url, "queue": queue, "behaviour": behaviour, "config": config, "folder": str(folder)}
+        order = {"url": url, "queue": queue, "behaviour": behaviour, "running": running.value, "config": config}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "streamfleet_conformance.actors", portable(spec, **order)],
+                [
+                    sys.executable,
+                    "-m",
+                    "streamfleet_conformance.actors",
+                    portable(spec, **order, folder=str(folder)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -173,15 +181,13 @@ class _Actor:
 
     def run(self) -> None:
         """Work until SIGTERM."""
-        from streamfleet_conformance.shells import shell_for
-
         order = self._order
         signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
         harness = harness_for(order["driver"], order["server"], order["harness"])
         shell = shell_for(order["shell"])
-        worker = shell.worker(
-            harness.driver(order["url"]), {order["queue"]: (self._handle, None)}, **order["config"]
-        )
+        handlers = {order["queue"]: (self._handle, None)}
+        running = Running(order["running"])
+        worker = shell.worker(harness.driver(order["url"]), handlers, running, **order["config"])
         self._consumer.set_result(worker.consumer)
         while not self.stop.wait(SIGNAL_SECONDS):
             pass  # a signal that the kernel gives to another thread does not end a wait of the main one

@@ -17,5 +17,8 @@ def needs(*capabilities: Capability) -> pytest.MarkDecorator:
     return pytest.mark.needs(*capabilities)
 
 
+in_threads = pytest.mark.in_threads
+"""The case is about handlers that cannot be stopped: async shells run them with ``threads=True``."""
+
 owned = pytest.mark.owned_server
 """The case kills, restarts or reconfigures its server: it is left out where that belongs to somebody else."""

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -20,7 +21,7 @@ from streamfleet_conformance.backends import Backend
 from streamfleet_conformance.harness import Harness, harness_for
 from streamfleet_conformance.results import RESULTS, CaseResult, Outcome, Results
 from streamfleet_conformance.scene import Scene
-from streamfleet_conformance.shells import Shell, shell_for
+from streamfleet_conformance.shells import Running, Shell, shell_for
 from streamfleet_core.connection import Capability
 from streamfleet_core.errors import StreamfleetError, UsageError
 
@@ -28,9 +29,13 @@ MARKS = (
     "fault_row(*numbers): rows of the list of fault scenarios that the case shows",
     "needs(*capabilities): capabilities without which the case is not supported",
     "owned_server: the case disturbs its server",
+    "in_threads: the case is about handlers that cannot be stopped",
 )
 
 CELL = pytest.StashKey["Cell"]()
+ONE_IN = 4
+"""So many cases of an async shell have one among them that runs its handlers in threads of the worker."""
+
 NOT_SUPPORTED = pytest.StashKey[str]()
 
 
@@ -54,11 +59,19 @@ class Cell:
             self._shared = self.harness.backend()
         return self._shared
 
-    def scene(self, *, own: bool = False, **options: Any) -> Scene:
+    def running(self, item: pytest.Item) -> Running:
+        """How handlers run in a case: the same each time, but not the same in every cell."""
+        if self.shell.name == "sync" or item.get_closest_marker("in_threads"):
+            return Running.THREAD
+        spec = self._spec
+        draw = crc32(" ".join((spec.shell, spec.driver, spec.harness, self.harness.server, item.name)).encode())
+        return Running.AWAITED if draw % ONE_IN else Running.THREAD
+
+    def scene(self, running: Running = Running.THREAD, *, own: bool = False, **options: Any) -> Scene:
         """A stage for one case, on the shared server or on one of its own."""
         shared = None if own or self.harness.in_process else self.shared
         backend = shared or self.harness.backend(**options)
-        return Scene(self.harness, self.shell, backend, replace(self._spec, shared=shared))
+        return Scene(self.harness, self.shell, backend, replace(self._spec, shared=shared), running)
 
     def missing(self) -> frozenset[Capability]:
         """What the driver declares as missing."""
@@ -149,6 +162,8 @@ def pytest_runtest_makereport(
     if report.skipped and NOT_SUPPORTED not in item.stash:
         report.outcome = "failed"
         report.longrepr = f"skipped without a declared capability that is missing: {report.longrepr}"
+    if report.failed:
+        report.sections.append(("How handlers ran", item.config.stash[CELL].running(item).value))
     _keep(item, report)
     return report
 
@@ -187,7 +202,8 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
     """A stage on the shared server, or on one of its own where the case is marked so."""
     own = request.node.get_closest_marker("owned_server")
     options = dict(own.kwargs) if own else {}
-    made = request.config.stash[CELL].scene(own=own is not None, **options)
+    cell = request.config.stash[CELL]
+    made = cell.scene(cell.running(request.node), own=own is not None, **options)
     try:
         yield made
     finally:

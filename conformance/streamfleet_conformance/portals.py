@@ -2,26 +2,40 @@
 
 A portal runs coroutines on its loop for callers in other threads. The facades hand each call through it; what a
 client or worker needs to live in (its ``async with`` block) is a task that the portal hosts.
+
+Handlers of cases are plain functions. `Running` says what the shell gets to see of them: ON_LOOP for those that
+only write the journal, AWAITED for most others, so that timeouts, outages, takeovers and stops cancel an async
+handler (whose thread, left behind, goes on until its case ends), and THREAD (``threads=True``) for the cases that
+are marked ``in_threads``, which are about what a thread does after its attempt was given up, and for a quarter of
+the others. Which quarter depends on the cell, so that over the cells most cases run in both ways.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
-from streamfleet_conformance.shells import STOP_SECONDS, ClientFacade, Handler, WorkerFacade
+from streamfleet.attempts import call_in_thread
+from streamfleet.task import Task
+from streamfleet_conformance.shells import STOP_SECONDS, ClientFacade, Handler, Running, WorkerFacade
 from streamfleet_conformance.waiting import eventually
 from streamfleet_core.connection import AsyncConnection, AsyncDriver, Command, Connection, Driver, Reply
 from streamfleet_core.errors import ServerRefused
 from streamfleet_core.submission import Status
 
 START_SECONDS = 20.0
+MOST_THREADS = 1000
 
 
 class Portal(Protocol):
     """An event loop in a thread."""
+
+    cancelled: type[BaseException]
+    """What a cancelled handler is left by."""
 
     def call(self, work: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
         """Run a coroutine function on the loop and return what it returns, or raise what it raises."""
@@ -32,12 +46,20 @@ class Portal(Protocol):
     def host(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Begin a task on the loop, which ends by itself."""
 
+    async def in_thread(self, work: Callable[[], Any]) -> Any:
+        """On the loop: wait for a function, which must not raise, in a thread of its own.
+
+        A cancellation leaves the thread behind.
+        """
+
     def close(self) -> None:
         """End the loop and its thread."""
 
 
 class AsyncioPortal:
     """Implements `Portal` on asyncio."""
+
+    cancelled: type[BaseException] = asyncio.CancelledError
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -71,6 +93,18 @@ class AsyncioPortal:
 
         self.call_sync(begin)
 
+    async def in_thread(self, work: Callable[[], Any]) -> Any:
+        """See `Portal.in_thread`."""
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def run() -> None:
+            with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled: nobody waits any more
+                future.set_result(work())
+
+        # Not by the loop's executor: that has few threads, and waits for them at the end.
+        threading.Thread(target=run, name="handler of a case", daemon=True).start()
+        return await asyncio.wrap_future(future)
+
     def close(self) -> None:
         """See `Portal.close`."""
 
@@ -92,11 +126,13 @@ class TrioPortal:
         import trio
 
         self._trio = trio
+        self.cancelled: type[BaseException] = trio.Cancelled
         ready = threading.Event()
 
         async def main() -> None:
             self._end = trio.Event()
             self._token = trio.lowlevel.current_trio_token()
+            self._limiter = trio.CapacityLimiter(MOST_THREADS)
             async with trio.open_nursery() as self._nursery:
                 ready.set()
                 await self._end.wait()
@@ -116,6 +152,10 @@ class TrioPortal:
     def host(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """See `Portal.host`."""
         self.call_sync(self._nursery.start_soon, work)
+
+    async def in_thread(self, work: Callable[[], Any]) -> Any:
+        """See `Portal.in_thread`."""
+        return await self._trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
 
     def close(self) -> None:
         """See `Portal.close`."""
@@ -246,9 +286,10 @@ class PortalClient:
 class PortalWorker:
     """An async worker that runs from its construction on."""
 
-    def __init__(self, portal: Portal, worker: Any) -> None:
+    def __init__(self, portal: Portal, worker: Any, interrupted: list[Task]) -> None:
         self._portal = portal
         self._worker = worker
+        self._interrupted = interrupted
         self._ended = threading.Event()
         self._refusal: ServerRefused | None = None
 
@@ -277,6 +318,11 @@ class PortalWorker:
     def in_flight(self) -> int:
         """See `streamfleet.sync.Worker.in_flight`."""
         return cast("int", self._worker.in_flight)
+
+    @property
+    def interrupted(self) -> int:
+        """See `WorkerFacade.interrupted`."""
+        return len(self._interrupted)
 
     def stop(self, drain: float | None = None) -> None:
         """See `WorkerFacade.stop`."""
@@ -314,17 +360,42 @@ class PortalShell:
         return PortalClient(self._portal, self._portal.call_sync(lambda: self._client(driver, queues, **config)))
 
     def worker(
-        self, driver: Driver | AsyncDriver, handlers: Mapping[str, tuple[Handler, float | None]], **config: Any
+        self,
+        driver: Driver | AsyncDriver,
+        handlers: Mapping[str, tuple[Handler, float | None]],
+        running: Running,
+        **config: Any,
     ) -> WorkerFacade:
-        """See `Shell.worker`. Handlers of cases are plain functions that may block."""
+        """See `Shell.worker`."""
+        interrupted: list[Task] = []
 
         def make() -> Any:
             worker = self._worker(driver, **config)
             for queue, (function, timeout) in handlers.items():
-                worker.handler(queue, timeout=timeout, threads=True)(function)
+                threads = running is Running.THREAD
+                handler = function if threads else self._async_handler(function, running, interrupted)
+                worker.handler(queue, timeout=timeout, threads=threads)(handler)
             return worker
 
-        return PortalWorker(self._portal, self._portal.call_sync(make))
+        return PortalWorker(self._portal, self._portal.call_sync(make), interrupted)
+
+    def _async_handler(
+        self, function: Handler, running: Running, interrupted: list[Task]
+    ) -> Callable[[Task], Awaitable[object]]:
+        async def on_loop(task: Task) -> object:
+            return function(task)
+
+        async def awaited(task: Task) -> object:
+            try:
+                value, error = await self._portal.in_thread(lambda: call_in_thread(function, task))
+            except self._portal.cancelled:
+                interrupted.append(task)
+                raise
+            if error is not None:
+                raise error
+            return value
+
+        return on_loop if running is Running.ON_LOOP else awaited
 
     def close(self) -> None:
         """End the loop."""

@@ -14,7 +14,7 @@ from streamfleet_conformance.actors import ActorProcess, Spec
 from streamfleet_conformance.backends import Backend
 from streamfleet_conformance.harness import Harness
 from streamfleet_conformance.journal import Journal
-from streamfleet_conformance.shells import ClientFacade, Shell, WorkerFacade
+from streamfleet_conformance.shells import ClientFacade, Running, Shell, WorkerFacade
 from streamfleet_conformance.waiting import eventually
 from streamfleet_conformance.ways import Way
 from streamfleet_core.connection import Argument, Capability, Connection, Reply, ServerError
@@ -46,7 +46,10 @@ GO_TASK: dict[str, str] = {
 class Scene:
     """The stage of one case. Its queue belongs to it alone; `close` ends and removes all of it."""
 
-    def __init__(self, harness: Harness, shell: Shell, backend: Backend, spec: Spec) -> None:
+    def __init__(
+        self, harness: Harness, shell: Shell, backend: Backend, spec: Spec, running: Running = Running.THREAD
+    ) -> None:
+        self.running = running
         self.harness = harness
         self.shell = shell
         self.backend = backend
@@ -61,6 +64,11 @@ class Scene:
         self._workers: list[WorkerFacade] = []
         self._gates: list[threading.Event] = []
         self._ways: list[Way] = []
+
+    @property
+    def interrupts(self) -> bool:
+        """Are handlers with a script of their own interrupted when their attempt is given up? Threads are not."""
+        return self.running is Running.AWAITED
 
     # ---- actors -------------------------------------------------------------------------------------
 
@@ -92,15 +100,18 @@ class Scene:
         **config: Any,
     ) -> WorkerFacade:
         """A worker, running. Without ``handlers`` it completes what comes, and the journal tells."""
+        running = self.running
         driver = self.harness.driver(url or (way.url if way else self.backend.url))
         self._stack.callback(driver.close)
         if handlers is None:
             handlers = self.journal.handler()
+            running = Running.THREAD if running is Running.THREAD else Running.ON_LOOP
         if callable(handlers):
             handlers = {self.queue: handlers}
         config = {"lease": LEASE, "scan_interval": 0.1, "poll_interval": 0.1, "concurrency": 4} | config
         config.setdefault("name", f"worker-{next(self._names)}")
-        worker = self.shell.worker(driver, {queue: (h, timeout) for queue, h in handlers.items()}, **config)
+        timed = {queue: (handler, timeout) for queue, handler in handlers.items()}
+        worker = self.shell.worker(driver, timed, running, **config)
         self._workers.append(worker)
         return worker
 
@@ -108,7 +119,7 @@ class Scene:
         """A worker in a process of its own; see `actors` for what it may do."""
         url = way.url if way else self.backend.url
         config = {"lease": LEASE, "scan_interval": 0.1, "poll_interval": 0.1, "concurrency": 4} | config
-        process = ActorProcess(self.spec, url, self.queue, behaviour, config)
+        process = ActorProcess(self.spec, url, self.queue, behaviour, self.running, config)
         self._stack.callback(process.close)
         return process
 

@@ -7,6 +7,7 @@ a thread of their own, and their facades hand each call over to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
 from importlib import import_module
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -18,7 +19,16 @@ from streamfleet_core.retry import RetryPolicy
 from streamfleet_core.submission import Status
 
 Handler: TypeAlias = Callable[[Task], object]
-"""A plain function. It may block: async shells run it in a worker thread."""
+"""A plain function. It may block; see `Running` for what an async shell makes of that."""
+
+
+class Running(Enum):
+    """How an async shell runs a case's handlers. Threads have one way only, which is THREAD."""
+
+    ON_LOOP = "an async handler that never waits"
+    AWAITED = "an async handler that waits for the function, which a thread of the portal runs"
+    THREAD = "a plain function in a thread of the worker"
+
 
 STOP_SECONDS = 20.0
 
@@ -84,6 +94,9 @@ class WorkerFacade(Protocol):
     def consumer(self) -> str: ...
     @property
     def in_flight(self) -> int: ...
+    @property
+    def interrupted(self) -> int:
+        """How many of its handlers were cancelled: only those that run AWAITED can be."""
 
     def stop(self, drain: float | None = None) -> None:
         """Stop in order. Raises TimeoutError when that does not end, never a ServerRefused."""
@@ -104,7 +117,11 @@ class Shell(Protocol):
         """A client."""
 
     def worker(
-        self, driver: Driver | AsyncDriver, handlers: Mapping[str, tuple[Handler, float | None]], **config: Any
+        self,
+        driver: Driver | AsyncDriver,
+        handlers: Mapping[str, tuple[Handler, float | None]],
+        running: Running,
+        **config: Any,
     ) -> WorkerFacade:
         """A worker, started. ``handlers``: for each queue a handler and its timeout in seconds."""
 
@@ -134,6 +151,11 @@ class SyncWorker:
         """See `streamfleet.sync.Worker.in_flight`."""
         return self._worker.in_flight
 
+    @property
+    def interrupted(self) -> int:
+        """See `WorkerFacade.interrupted`."""
+        return 0
+
     def stop(self, drain: float | None = None) -> None:
         """See `WorkerFacade.stop`."""
         self._worker.request_stop(drain)
@@ -160,7 +182,11 @@ class SyncShell:
         return Client(cast("Driver", driver), queues, **config)
 
     def worker(
-        self, driver: Driver | AsyncDriver, handlers: Mapping[str, tuple[Handler, float | None]], **config: Any
+        self,
+        driver: Driver | AsyncDriver,
+        handlers: Mapping[str, tuple[Handler, float | None]],
+        running: Running,
+        **config: Any,
     ) -> WorkerFacade:
         """See `Shell.worker`."""
         worker = Worker(cast("Driver", driver), **config)

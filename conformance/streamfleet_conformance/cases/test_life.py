@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from streamfleet.task import Task
-from streamfleet_conformance.marks import row
+from streamfleet_conformance.marks import in_threads, row
 from streamfleet_conformance.scene import Scene
-from streamfleet_conformance.waiting import eventually
+from streamfleet_conformance.waiting import counted, eventually
 from streamfleet_core.errors import (
     BufferFull,
     InvalidQueueName,
@@ -197,7 +197,26 @@ def test_a_handler_that_raises_system_exit_ends_its_attempt_alone(scene: Scene) 
     client.enqueue_tracked(scene.queue, "go on").wait(SECONDS)
 
 
-def test_a_handler_that_takes_too_long_fails_its_attempt(scene: Scene) -> None:
+def test_a_handler_that_takes_too_long_fails_its_attempt_and_gives_its_place_to_others(scene: Scene) -> None:
+    gate = scene.gate()
+
+    def slow_once(task: Task) -> None:
+        if task.attempt == 1:
+            gate.wait()
+
+    worker = scene.worker(scene.journal.handler(slow_once), timeout=0.1, concurrency=1)
+    handle = scene.client().enqueue_tracked(scene.queue, "x", retry_delay=0)
+    handle.wait(SECONDS)
+    [first, second] = scene.journal.starts
+    assert (first.attempt, second.attempt) == (1, 2)
+    assert first.task.cancelled
+    assert worker.interrupted == int(scene.interrupts)
+    counted(worker, completed=1, retry=1)
+    scene.drained()
+
+
+@in_threads
+def test_a_handler_that_takes_too_long_and_goes_on_fails_its_attempt(scene: Scene) -> None:
     gate = scene.gate()
     cancelled: list[bool] = []
 

@@ -8,7 +8,7 @@ from time import monotonic
 import pytest
 
 from streamfleet.task import Task
-from streamfleet_conformance.marks import needs, owned, row
+from streamfleet_conformance.marks import in_threads, needs, owned, row
 from streamfleet_conformance.proxy import Commands, Fault
 from streamfleet_conformance.scene import GO_TASK, LEASE, Scene
 from streamfleet_conformance.waiting import counted, eventually, throughout
@@ -74,6 +74,30 @@ def test_a_long_task_is_never_taken_from_a_healthy_worker(scene: Scene, others: 
 
 
 @row(26)
+def test_an_outage_of_several_leases_ends_each_task_once(scene: Scene) -> None:
+    """Handlers that can be stopped begin anew, without a failed attempt; the others go on."""
+    gate = scene.gate()
+    way = scene.way()
+    worker = scene.worker(scene.journal.handler(lambda task: gate.wait() and None), way=way)
+    client = scene.client()
+    handles = [client.enqueue_tracked(scene.queue, str(number), max_retries=0) for number in range(4)]
+    scene.journal.wait_starts(4)
+    way.block()
+    eventually(lambda: all(start.task.cancelled for start in scene.journal.starts), "the tasks count as given up")
+    eventually(lambda: worker.interrupted == 4 * scene.interrupts, "the handlers are interrupted")
+    way.open()
+    scene.journal.wait_starts(4 + worker.interrupted)
+    gate.set()
+    for handle in handles:
+        handle.wait(SECONDS)
+    scene.drained()
+    assert set(scene.journal.times_run().values()) == {1 + scene.interrupts}
+    assert {attempt.attempt for attempt in scene.journal.starts} == {1}
+    counted(worker, completed=4)
+
+
+@row(26)
+@in_threads
 def test_an_outage_of_several_leases_costs_no_live_task(scene: Scene) -> None:
     gate = scene.gate()
     add_tasks(scene, 4)
@@ -323,6 +347,7 @@ def test_a_stopping_worker_gives_back_what_it_has_not_started(scene: Scene) -> N
     assert monotonic() - stopped < 0.9 * lease
     late = [attempt for attempt in scene.journal.starts if attempt.data == b"late"]
     assert {(attempt.who, attempt.deliveries) for attempt in late} == {("other", 1)}
+    assert worker.interrupted == int(scene.interrupts)
     gate.set()
     stop.join(SECONDS)
     scene.drained()

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from streamfleet_conformance.marks import needs, owned, row
+from streamfleet_conformance.marks import in_threads, needs, owned, row
 from streamfleet_conformance.scene import LEASE, Scene
 from streamfleet_conformance.waiting import counted, eventually, throughout
 from streamfleet_core.connection import Capability
@@ -72,6 +72,7 @@ def test_workers_and_tracked_tasks_survive_the_loss_of_all_data(scene: Scene) ->
 @row(26)
 @needs(Capability.PERSISTENCE)
 @owned(durable=True)
+@in_threads
 def test_a_server_that_is_down_for_three_leases_costs_no_live_task(scene: Scene) -> None:
     gate = scene.gate()
     client = scene.client()
