@@ -27,7 +27,8 @@ INTRODUCTION = """\
 <!-- Made by `make docs` from support.json, which `make conformance` writes; do not edit. -->
 
 Each cell is one run of the conformance suite: how many cases passed, and how many the driver declares as not
-supported, with the reasons below. A cell with a failure would not have been written. The same runs anywhere the
+supported, with the reasons below. A cell with a failure would not have been written. `make test` runs some of the
+cells and fails while this page is not of the cells, servers and cases that there are. The same runs anywhere the
 package is installed:
 
     python -m streamfleet_conformance --shell sync --driver redis --server valkey-9.1
@@ -51,7 +52,7 @@ def run_cell(cell: tuple[str, str, str], folder: Path) -> Cell:
 
 def summary(results: Cell) -> Cell:
     """What the page says of a cell."""
-    names = ("shell", "driver", "server", "engine", "version", "missing", "passed", "not_supported")
+    names = ("shell", "driver", "server", "engine", "version", "missing", "suite", "passed", "not_supported")
     return {name: results[name] for name in names}
 
 

