@@ -1,18 +1,24 @@
 """The built wheel: the three packages and nothing else, usable outside the checkout."""
 
+import hashlib
+import importlib.util
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"streamfleet_core", "streamfleet", "streamfleet_conformance"}
+AT_ONCE = 5
 
 
 @pytest.fixture(name="wheel", scope="module")
@@ -102,37 +108,111 @@ for module in sorted([streamfleet, streamfleet_core, streamfleet_conformance], k
 """
 
 
-_HARNESS = """
-from my_driver import BareDriver
+_PYPROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
 
+[project]
+name = "my-package"
+version = "1"
+
+{entry_point}
+"""
+
+_HARNESS = """
+from streamfleet import driver_from_url
 from streamfleet_conformance import Harness
 
 
 class BareHarness(Harness):
     def driver(self, url):
-        return BareDriver(url)
+        return driver_from_url(url.replace("redis://", "bare://"))
 """
 
 
-def test_a_third_party_proves_the_drivers_readme_on_the_installed_wheel(wheel, tmp_path):
-    """The README's driver in a folder of its own, the suite and the library from the wheel, a real server."""
-    site, theirs = tmp_path / "site", tmp_path / "theirs"
-    zipfile.ZipFile(wheel).extractall(site)
-    theirs.mkdir()
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "drivers" / "README.md").read_text("utf-8"), re.DOTALL)
-    (theirs / "my_driver.py").write_text(code, encoding="utf-8")
-    (theirs / "my_harness.py").write_text(_HARNESS, encoding="utf-8")
-    command = [sys.executable, "-m", "streamfleet_conformance", "--harness", "my_harness:BareHarness"]
-    done = subprocess.run(
-        [*command, "--server", "valkey-9.1", "-k", "test_driver or test_life or test_settle"],
-        cwd=theirs,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(site), str(theirs)))},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    passed = re.fullmatch(r"(\d+) passed, 0 failed, 0 not supported", done.stdout.splitlines()[-1])
-    assert passed is not None
-    assert int(passed[1]) > 100
+class Installed:
+    """A fresh virtual environment; what the wheels installed in it need comes from the one we run in."""
+
+    def __init__(self, folder, *wheels):
+        self.folder = folder
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+        self.python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+        if importlib.util.find_spec("pip"):
+            install = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "--no-index"]
+        else:
+            install = ["uv", "pip", "install", "--python", str(self.python), "--offline"]
+        subprocess.run([*install, "--quiet", "--no-deps", *map(str, wheels)], check=True)
+        site = self.run("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip()
+        # After the site's own packages, and without the links to a checkout that it may hold.
+        Path(site, "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+
+    def run(self, *arguments, timeout=60):
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        command = [str(self.python), *arguments]
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=timeout
+        )
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+        return done
+
+
+@pytest.fixture(name="installed", scope="module")
+def install_with_the_drivers_readme(wheel, tmp_path_factory):
+    """The README's driver as the package of a third party, beside ours."""
+    readme = (ROOT / "drivers" / "README.md").read_text("utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    [entry_point] = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
     assert len(code.splitlines()) < 150
+    source = tmp_path_factory.mktemp("theirs")
+    (source / "pyproject.toml").write_text(_PYPROJECT.format(entry_point=entry_point), encoding="utf-8")
+    (source / "my_package").mkdir()
+    (source / "my_package" / "__init__.py").write_text(code, encoding="utf-8")
+    (source / "my_package" / "proof.py").write_text(_HARNESS, encoding="utf-8")
+    theirs = tmp_path_factory.mktemp("their_wheel")
+    subprocess.run([sys.executable, "-c", _BUILD, str(theirs)], cwd=source, check=True, capture_output=True)
+    return Installed(tmp_path_factory.mktemp("environment"), wheel, next(theirs.glob("*.whl")))
+
+
+def test_a_third_partys_driver_is_found_by_its_entry_point(installed):
+    program = """if True:
+        import my_package, streamfleet, streamfleet_core, streamfleet_conformance, sys
+        driver = streamfleet.driver_from_url("bare://somewhere:1234")
+        assert type(driver) is my_package.BareDriver, driver
+        assert driver.url == "bare://somewhere:1234", driver.url
+        try:
+            streamfleet.driver_from_url("bare://somewhere", shell="trio")
+        except streamfleet.errors.WrongDriver:
+            pass
+        else:
+            raise AssertionError("it serves threads only")
+        for module in (my_package, streamfleet, streamfleet_core, streamfleet_conformance):
+            assert module.__file__.startswith(sys.prefix), module.__file__
+    """
+    installed.run("-c", program)
+
+
+def test_a_third_party_proves_its_driver_by_the_whole_suite(installed):
+    """On a real server. One process for each file of cases, several at once: they mostly wait."""
+    suite = (
+        "-m",
+        "streamfleet_conformance",
+        "--harness",
+        "my_package.proof:BareHarness",
+        "--server",
+        "valkey-9.1",
+    )
+    files = sorted(path.name for path in installed.folder.rglob("streamfleet_conformance/cases/test_*.py"))
+    assert files
+
+    def prove(name):
+        results = installed.folder / f"{name}.json"
+        done = installed.run(*suite, "-k", name, "--json", str(results), timeout=300)
+        assert re.fullmatch(r"\d+ passed, 0 failed, 0 not supported", done.stdout.splitlines()[-1])
+        return json.loads(results.read_text("utf-8"))
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        results = list(pool.map(prove, files))
+    names = sorted(case["name"] for part in results for case in part["cases"])
+    whole = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    assert {part["suite"] for part in results} == {whole}, "a case has not run, or twice"
