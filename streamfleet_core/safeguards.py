@@ -78,9 +78,14 @@ def watch_moves(moves: bytes) -> Command:
     return ("WATCH", moves)
 
 
-def forget_receiver(receivers: bytes, client: bytes, score: bytes) -> Command:
-    """[sweep-compare] Remove a dead client only if it has not beaten since (protocol, section 7)."""
-    return ("ZREMRANGEBYSCORE", receivers, score, score)
+def watch_receivers(receivers: bytes) -> Command:
+    """[sweep-compare] Remove a dead client only if nobody has beaten meanwhile (protocol, section 8)."""
+    return ("WATCH", receivers)
+
+
+def still_silent(score: bytes, now: Reply) -> bool:
+    """[sweep-compare] Has the client not beaten since its silence was noticed?"""
+    return now == score
 
 
 def notice_counts(already_terminal: bool) -> bool:

@@ -29,7 +29,7 @@ ORPHAN_IDLE_MS = 60_000
 class Sweeper:
     """See the module's text."""
 
-    __slots__ = ("_control", "_doomed", "_machine", "_queues", "_scores", "_turn", "next_at")
+    __slots__ = ("_control", "_machine", "_queues", "_scores", "_turn", "next_at")
 
     def __init__(self, machine: WorkerMachine, control: Controller, queues: list[QueueState], now: float) -> None:
         self._machine = machine
@@ -37,8 +37,6 @@ class Sweeper:
         self._queues = queues
         self._scores: dict[tuple[str, bytes], tuple[bytes, float]] = {}
         """Per queue and client: the score last seen, and since when (monotonic) it has not changed."""
-        self._doomed: dict[bytes, QueueState] = {}
-        """Clients of which we know no more than that their removal was begun: a connection broke meanwhile."""
         self._turn = 0
         self.next_at = now + machine.config.sweep_interval / 4 * machine.random()
 
@@ -56,8 +54,6 @@ class Sweeper:
         """A client is dead when its score has not changed for the timeout, by *our* monotonic clock."""
         commands: list[Command] = [("ZRANGE", queue.keys.receivers, 0, -1, "WITHSCORES") for queue in self._queues]
         answer = yield commands
-        for client, queue in list(self._doomed.items()):
-            yield from self._finish(queue, client)
         for queue, command, reply in zip(self._queues, commands, answer.replies, strict=True):
             if isinstance(reply, ServerError):
                 trouble(self._control.link, reply, command, answer.now)
@@ -82,30 +78,28 @@ class Sweeper:
         return silent
 
     def _forget(self, queue: QueueState, client: bytes, score: bytes) -> Steps:
-        """Out of the set by comparison, then its receiver: one that beats meanwhile stays."""
-        self._doomed[client] = queue
-        answer = yield [safeguards.forget_receiver(queue.keys.receivers, client, score)]
-        if answer.replies[0] in (0, None) or isinstance(answer.replies[0], ServerError):
-            del self._doomed[client]
+        """Out of the set, and its receiver with it, unless it beats meanwhile.
+
+        All in one transaction: nobody would look for the receiver of a client that is not in the set any more.
+        """
+        receivers, receiver = queue.keys.receivers, receiver_key(client.decode(errors="surrogateescape"))
+        query: list[Command] = [safeguards.watch_receivers(receivers), ("ZSCORE", receivers, client)]
+        answer = yield query
+        for command, reply in zip(query, answer.replies, strict=True):
+            if isinstance(reply, ServerError):
+                trouble(self._control.link, reply, command, answer.now)
+                return
+        if not safeguards.still_silent(score, answer.replies[1]):
+            yield [("UNWATCH",)]
             return
-        yield from self._remove(queue, client)
-
-    def _finish(self, queue: QueueState, client: bytes) -> Steps:
-        """Whoever is in the set again, or still, lives or is found again; of all others nothing is to be left."""
-        answer = yield [("ZSCORE", queue.keys.receivers, client)]
-        if answer.replies[0] is None:
-            yield from self._remove(queue, client)
-        else:
-            del self._doomed[client]
-
-    def _remove(self, queue: QueueState, client: bytes) -> Steps:
-        name = client.decode(errors="surrogateescape")
         # Its marker goes by itself: should the client be alive, it would send again what has been accepted.
-        yield [("DEL", receiver_key(name))]
-        del self._doomed[client]
-        self._machine.counts["collected"] += 1
-        text = f"{queue.keys.queue}: removed what the dead client {client.decode(errors='replace')} left"
-        self._machine.emit(EventKind.CLIENT_COLLECTED, text, client=client)
+        commands = transaction([("ZREM", receivers, client), ("DEL", receiver)])
+        answer = yield commands
+        results = committed(answer, commands, self._control.link)
+        if results and results[0] == 1:
+            self._machine.counts["collected"] += 1
+            text = f"{queue.keys.queue}: removed what the dead client {client.decode(errors='replace')} left"
+            self._machine.emit(EventKind.CLIENT_COLLECTED, text, client=client)
 
     # ---- entries without an owner -------------------------------------------------------------------
 

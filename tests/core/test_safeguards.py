@@ -218,12 +218,26 @@ def test_moves_token_of_two_movers_one_commits(world, without):
 
 
 def test_sweep_compare_a_client_that_beats_at_the_last_moment_is_kept(world, without):
-    broken = without("forget_receiver", lambda receivers, client, score: ("ZREM", receivers, client))
+    broken = without("watch_receivers", lambda receivers: ("PING",))
     name = "{streamfleet:q}slow"
     world.call("ZADD", KEYS.receivers, 1, name)
     world.call("XGROUP", "CREATE", receiver_key(name), "streamfleet-client", "0", "MKSTREAM")
     worker = world.worker(sweep_interval=4, client_timeout=30)
-    worker.control._hold_at = "ZREM" if broken else "ZREMRANGEBYSCORE"
+    worker.control._hold_at = "ZREM"
+    world.advance(40)
+    assert worker.control.held
+    world.call("ZADD", KEYS.receivers, 2, name)
+    worker.control.release()
+    assert world.call("EXISTS", receiver_key(name)) == (0 if broken else 1)
+
+
+def test_sweep_compare_a_client_that_beats_before_the_set_is_watched_is_kept(world, without):
+    broken = without("still_silent", lambda score, now: True)
+    name = "{streamfleet:q}slow"
+    world.call("ZADD", KEYS.receivers, 1, name)
+    world.call("XGROUP", "CREATE", receiver_key(name), "streamfleet-client", "0", "MKSTREAM")
+    worker = world.worker(sweep_interval=4, client_timeout=30)
+    worker.control._hold_at = "ZSCORE"
     world.advance(40)
     assert worker.control.held
     world.call("ZADD", KEYS.receivers, 2, name)

@@ -34,10 +34,6 @@ def _always(*_: object) -> bool:
     return True
 
 
-def _forget_whoever(receivers: bytes, client: bytes, score: bytes) -> Command:
-    return ("ZREM", receivers, client)
-
-
 def _no_batch(stored: object) -> int:
     return 0
 
@@ -54,7 +50,7 @@ ABLATIONS: dict[str, Ablation] = {
     "own-pel-first": Ablation("partitions", 300, {"first_history_cursor": lambda: None}),
     "grace": Ablation("outages", 300, {"grace_is_over": _always}),
     "moves-token": Ablation("schedule", 300, {"watch_moves": _ping}),
-    "sweep-compare": Ablation("collectors", 600, {"forget_receiver": _forget_whoever}),
+    "sweep-compare": Ablation("collectors", 600, {"watch_receivers": _ping, "still_silent": _always}),
     "first-notice-wins": Ablation("clients", 300, {"notice_counts": _always}),
     "nomkstream": Ablation("crashes", 300, {"notice_options": lambda: ()}),
 }
