@@ -1,7 +1,8 @@
 """Worlds: a fixed set and a fresh one, the same story twice, and each safeguard taken away."""
 
 import os
-import random
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,6 @@ from .shrink import describe, shrink
 from .world import run
 
 FIXED = 120
-FRESH = 80
 
 
 def test_a_fixed_set_of_worlds_violates_nothing():
@@ -28,10 +28,36 @@ def test_a_fixed_set_of_worlds_violates_nothing():
 
 
 def test_a_fresh_set_of_worlds_violates_nothing():
-    first = random.SystemRandom().randrange(10**6, 10**9)
-    report = survey(range(first, first + FRESH))
+    first, seeds = int(os.environ["FRESH_SEED"]), int(os.environ["FRESH_SEEDS"])  # drawn and told in conftest.py
+    report = survey(range(first, first + seeds))
+    assert report.seeds == seeds > 0
     commands = [f"make simulate SEED={seed}" for seed in report.violating]
     assert not commands, f"{commands}: {report.violating}"
+
+
+KILLED = """
+import os, pathlib
+from simulation import test_worlds
+def killed(seeds):
+    pathlib.Path("begun").write_text(str(seeds[0]))
+    os._exit(9)
+test_worlds.survey = killed
+from simulation.test_worlds import test_a_fresh_set_of_worlds_violates_nothing
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["-q"]])
+def test_the_seeds_of_fresh_worlds_are_told_even_if_the_run_is_killed(options, tmp_path):
+    tests = Path(__file__).parents[1]
+    shutil.copy(tests / "conftest.py", tmp_path)
+    (tmp_path / "test_killed.py").write_text(KILLED)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("FRESH_", "PYTEST_"))}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, str(tmp_path)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 9
+    (first,) = re.findall(r"^fresh simulated worlds: make simulate FIRST=(\d+) SEEDS=80$", done.stdout, re.M)
+    assert (tmp_path / "begun").read_text() == first
 
 
 @pytest.mark.parametrize("profile", PROFILES)
