@@ -45,9 +45,14 @@ class LinkLoop:
             self._sleeping = False
             self.process.world.engine.after(WAKE * self._random.random(), self.run)
 
-    def interrupt_if_finished(self) -> None:
-        """End a blocking read whose link has nothing to do any more."""
-        if self._blocked and self.link.duty.finished():
+    @property
+    def to_end(self) -> bool:
+        """See `streamfleet.sync.loops.Loop.to_end`."""
+        return self.link.stopped or self.link.duty.finished()
+
+    def interrupt(self) -> None:
+        """End a blocking read."""
+        if self._blocked:
             self._blocked = False
             self.process.world.engine.after(WAKE, self.failed, self._exchange, True, "interrupted")
 
@@ -58,6 +63,7 @@ class LinkLoop:
             return
         self._sleeping = False
         while True:
+            process.turn()
             action = process.machine.step(self.link, process.now)
             process.after_step()
             if type(action) is not Disconnect:

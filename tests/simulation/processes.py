@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .world import World
 
 MAX_REPLACEMENTS = 2
+MAX_TURNS = 2000
+"""Turns of all loops of a process within a virtual second, beyond which it spins; 150 are many."""
 
 
 class Process:
@@ -39,6 +41,8 @@ class Process:
         self.partitioned = False
         self.disturbed_at = world.engine.now
         """When something last happened to this process that does not happen to a healthy one."""
+        self._turns = 0
+        self._second_ends = 0.0
         self.offset = self.random.uniform(0.0, 1e5)
         skew = self.random.uniform(-world.plan.skew, world.plan.skew)
         self.wall_ms = EPOCH_MS + (world.engine.now + skew) * 1000
@@ -73,6 +77,15 @@ class Process:
             self._impatient.append((do, args))
             return False
         return True
+
+    def turn(self) -> None:
+        """A loop takes a turn; how many there are in a second is limited."""
+        now = self.world.engine.now
+        if now >= self._second_ends:
+            self._second_ends, self._turns = now + 1.0, 0
+        self._turns += 1
+        if self._turns > MAX_TURNS:
+            self.world.spins(self)
 
     def suspend(self) -> None:
         """SIGSTOP."""
@@ -151,8 +164,9 @@ class Process:
     def interrupt_finished(self) -> None:
         """See `streamfleet.sync.loops.Loops.interrupt_finished`."""
         for loop in self._loops.values():
-            loop.interrupt_if_finished()
-            loop.kick()
+            if loop.to_end:
+                loop.interrupt()
+                loop.kick()
 
     def loop_ended(self) -> None:
         """A loop has ended."""

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from streamfleet_core.timekeeping import Timekeeper
+from streamfleet_core.worker import WorkerMachine
+
 from .ablations import ABLATIONS, without
 from .campaign import survey
 from .cli import main
 from .plan import PROFILES, Act, Attempt, Fault, Kind, Network, Plan, TaskPlan, draw
+from .processes import MAX_TURNS
 from .shrink import describe, shrink
 from .world import run
 
@@ -147,6 +151,74 @@ def test_a_server_that_loses_everything_gets_back_what_clients_keep():
     assert result.counts["MARKER_REGRESSED"] == 1
     assert result.counts["terminal"] == 8
     assert result.counts["lost"] == 0
+
+
+# ---- broken products --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def crashing(monkeypatch):
+    """A product that cannot take a handler's failure."""
+
+    def handler_failed(*_, **__):
+        raise KeyError("injected")
+
+    monkeypatch.setattr(WorkerMachine, "handler_failed", handler_failed)
+
+
+@pytest.mark.usefixtures("crashing")
+def test_an_exception_in_the_core_is_a_violation_of_its_world():
+    result = run(world(task(0, Attempt(Act.FAIL, 0.01)), task(1)), keep_trace=True)
+    (crash,) = result.violations
+    assert crash[0] == "crash"
+    assert "KeyError: 'injected' (test_worlds.py:" in crash[1]
+    story = "\n".join(result.lines)
+    assert "Traceback (most recent call last)" in story
+    assert ", in _handled" in story
+
+
+@pytest.mark.usefixtures("crashing")
+def test_an_exception_in_the_core_does_not_end_the_campaign(capsys):
+    assert main(["--seeds", "6", "--profile", "late"]) == 1
+    told = capsys.readouterr().out
+    assert re.search(r"^seed \d+ violates crash: .*KeyError: 'injected'", told, re.M)
+    assert "make simulate SEED=0 PROFILE=late" in told
+    assert "the essence of seed 0, which violates crash:" in told
+    assert told.splitlines()[-1].startswith("6 seeds, ")
+    assert main(["--seed", "0", "--profile", "late", "--no-shrink"]) == 1
+    assert "violated crash: " in capsys.readouterr().out
+
+
+def test_an_interrupt_ends_the_campaign(monkeypatch):
+    def handler_failed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WorkerMachine, "handler_failed", handler_failed)
+    with pytest.raises(KeyboardInterrupt):
+        main(["--seeds", "6", "--profile", "late"])
+
+
+def test_a_loop_that_turns_at_one_instant_is_a_violation_of_its_world(monkeypatch):
+    monkeypatch.setattr(Timekeeper, "deadline", lambda _: 0.0)
+    assert_spins(run(world(task(0), workers=1)), "at 0.0")
+
+
+def test_a_loop_that_hardly_rests_is_a_violation_of_its_world(monkeypatch):
+    tick = WorkerMachine.tick
+
+    def hasty(machine, now):
+        tick(machine, now)
+        machine.next_tick = now + 0.0004
+
+    monkeypatch.setattr(WorkerMachine, "tick", hasty)
+    assert_spins(run(world(task(0), workers=1)), "at 0.")
+
+
+def assert_spins(result, when):
+    ((invariant, text),) = result.violations
+    assert invariant == "spin"
+    assert text.startswith(when)
+    assert text.endswith(f"w0.1 takes more than {MAX_TURNS} turns within a second")
 
 
 # ---- the essence, and the command -------------------------------------------------------------------

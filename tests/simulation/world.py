@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
+from traceback import extract_tb, format_exception
 from typing import TYPE_CHECKING
 
 from streamfleet_core.connection import Argument
@@ -23,7 +25,7 @@ from .engine import Engine
 from .network import Server
 from .observer import Observer
 from .plan import Network, Plan, TaskPlan
-from .processes import ClientProcess, Process, WorkerProcess
+from .processes import MAX_TURNS, ClientProcess, Process, WorkerProcess
 from .records import Record
 from .trace import Trace
 from .verdict import bound, judge_end, undrained
@@ -48,8 +50,8 @@ class Result:
     lines: list[str] | None = None
 
 
-class Stop(Exception):
-    """Enough violations."""
+class Stop(BaseException):
+    """Enough violations. Nothing that catches exceptions on its way may keep it."""
 
 
 class World:
@@ -148,6 +150,19 @@ class World:
         if len(self.violations) >= MAX_VIOLATIONS:
             raise Stop
 
+    def _crashed(self, defect: Exception) -> None:
+        """A machine has raised what it should not: its loop, and with it its process, would end here."""
+        for line in "".join(format_exception(defect)).splitlines():
+            self.trace.note("traceback", line)
+        last = extract_tb(defect.__traceback__)[-1]
+        where = f"{Path(last.filename).name}:{last.lineno} in {last.name}"
+        self.violated("crash", f"{type(defect).__name__}: {defect} ({where})")
+
+    def spins(self, process: Process) -> None:
+        """A process takes turns without end; no more of this world, for its time may never pass."""
+        self.violated("spin", f"{process.name} takes more than {MAX_TURNS} turns within a second")
+        raise Stop
+
     def noted(self, process: Process, event: Event) -> None:
         """A machine tells something."""
         self.counts[event.kind.name] += 1
@@ -183,6 +198,8 @@ class World:
                 self._live()
             except IllegalTransition as defect:
                 self.violated("transition", str(defect))
+            except Exception as defect:
+                self._crashed(defect)
         self.counts["tasks"] = len(self.observer.wishes)
         self.counts["runs"] = len(self.observer.runs)
         self.counts["terminal"] = sum(len(record.ended) for record in self.observer.records.values())
