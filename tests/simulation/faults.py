@@ -55,7 +55,7 @@ def _crash_client(world: World, fault: Fault) -> None:
 
 def _close_client(world: World, fault: Fault) -> None:
     slot = fault.who % len(world.clients)
-    world.clients[slot].close(10.0)
+    world.clients[slot].close(fault.amount)
     world.start_client(slot)
 
 

@@ -69,7 +69,10 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault. ``amount``: seconds it lasts (JUMP: seconds it jumps; FAILOVER: seconds it goes back)."""
+    """One fault. ``amount``: seconds it lasts.
+
+    JUMP: seconds it jumps; FAILOVER: seconds it goes back; DEPLOY, CLOSE_CLIENT: seconds that who leaves is given.
+    """
 
     at: float
     kind: Kind
@@ -126,6 +129,8 @@ class Plan:
     """How far the wall clocks of processes are off, at most."""
     one_by_one: bool = False
     """Clients put one task into a transaction, workers hold one entry."""
+    obedient: int = 0
+    """So many workers, the first ones, can stop their handlers, as the shells on event loops do."""
     network: Network = field(default_factory=Network)
     tasks: tuple[TaskPlan, ...] = ()
     faults: tuple[Fault, ...] = ()
@@ -144,6 +149,8 @@ class Profile:
     tracked: float = 0.5
     delayed: float = 0.15
     retried: float = 0.35
+    departures: float = 0.0
+    """The mean number of times that somebody leaves in the middle of his work, and in trouble."""
 
 
 def _calm(random: Random) -> Network:
@@ -199,6 +206,9 @@ PROFILES: dict[str, Profile] = {
         delayed=0.3,
         weight=2,
     ),
+    "closing": Profile(
+        _calm, {K.CLOSE_CLIENT: 0.5, K.DEPLOY: 0.5, K.PARTITION: 0.7}, tracked=0.6, departures=5.0, weight=3
+    ),
     "schedule": Profile(_calm, {K.CUT_WORKER: 1.0, K.CRASH_WORKER: 0.5}, delayed=0.9, weight=1),
     "collectors": Profile(_far, {K.SUSPEND_CLIENT: 2.0}, tasks=(4, 10), tracked=0.6, horizon=(30.0, 45.0)),
     "chaos": Profile(
@@ -237,7 +247,9 @@ def draw(seed: int, profile: str = "") -> Plan:
     if profile == "schedule":
         plan = replace(plan, workers=3)
     tasks = _tasks(random, plan, shape)
-    return replace(plan, tasks=tasks, faults=_faults(random, plan, shape))
+    faults = [*_faults(random, plan, shape), *_departures(random, plan, shape, tasks)]
+    plan = replace(plan, tasks=tasks, faults=tuple(sorted(faults, key=lambda fault: fault.at)))
+    return replace(plan, obedient=random.choice((0, 0, 1, plan.workers)))
 
 
 def _tasks(random: Random, plan: Plan, shape: Profile) -> tuple[TaskPlan, ...]:
@@ -300,7 +312,7 @@ def _seconds(random: Random, plan: Plan) -> float:
     return random.choice((0.001, 0.01, 0.05, 0.2, 0.2, 1.0, plan.lease * random.choice((0.5, 1.2, 2.5))))
 
 
-def _faults(random: Random, plan: Plan, shape: Profile) -> tuple[Fault, ...]:
+def _faults(random: Random, plan: Plan, shape: Profile) -> list[Fault]:
     faults: list[Fault] = []
     lease = plan.lease
     amounts: dict[Kind, Callable[[], float]] = {
@@ -314,13 +326,34 @@ def _faults(random: Random, plan: Plan, shape: Profile) -> tuple[Fault, ...]:
         K.JUMP: lambda: random.choice((-600.0, 600.0, -3.0, 3.0, 30.0)),
         K.CRASH_WORKER: lambda: random.choice((0.1, 0.5, lease * 2)),
         K.DEPLOY: lambda: random.choice((0.0, 0.3, lease)),
+        K.CLOSE_CLIENT: lambda: random.choice((0.0, 0.1, 2.0, 10.0)),
     }
     for kind, mean in shape.faults.items():
         for _ in range(_poisson(random, mean)):
             who = random.randrange(6)
             amount = amounts.get(kind, lambda: 0.0)()
             faults.append(Fault(random.uniform(0.3, plan.horizon), kind, who, amount))
-    return tuple(sorted(faults, key=lambda fault: fault.at))
+    return faults
+
+
+def _departures(random: Random, plan: Plan, shape: Profile, tasks: tuple[TaskPlan, ...]) -> list[Fault]:
+    """Clients close right after they were given tasks, workers stop while they run them; often in an outage."""
+    faults: list[Fault] = []
+    for _ in range(_poisson(random, shape.departures)):
+        task = random.choice(tasks)
+        trouble = random.choice((None, None, K.DOWN, K.SLOW))
+        if trouble is not None:
+            begins = max(0.3, task.at - random.uniform(0.0, 0.3))
+            faults.append(Fault(begins, trouble, 0, plan.lease * random.choice((0.2, 0.5, 1.0, 2.0))))
+        if random.random() < 0.5:
+            patience = random.choice((0.0, 0.05, 0.5, 2.0))
+            faults.append(Fault(task.at + random.uniform(0.0, 0.02), K.CLOSE_CLIENT, task.client, patience))
+        else:
+            drain = random.choice((0.0, 0.05, 0.3, 1.0, plan.lease))
+            at = task.at + random.uniform(0.0, 0.1 + task.script[0].seconds)
+            slots = range(plan.workers) if random.random() < 0.5 else [random.randrange(plan.workers)]
+            faults += [Fault(at, K.DEPLOY, slot, drain) for slot in slots]
+    return faults
 
 
 def _poisson(random: Random, mean: float) -> int:

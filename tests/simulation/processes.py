@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from streamfleet_core.client import ClientMachine, Options
 from streamfleet_core.config import ClientConfig, WorkerConfig
-from streamfleet_core.link import Role
+from streamfleet_core.link import Link, Role
 from streamfleet_core.retry import RetryPolicy
 from streamfleet_core.state import Delivery, Phase
 from streamfleet_core.submission import Status, Submission
-from streamfleet_core.worker import WorkerMachine
+from streamfleet_core.worker import NO_CONTACT, WorkerMachine
 
 from .loops import WAKE, LinkLoop
 from .network import EPOCH_MS
@@ -48,7 +48,7 @@ class Process:
         self.wall_ms = EPOCH_MS + (world.engine.now + skew) * 1000
         self._deferred: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self._impatient: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
-        self._loops: dict[object, LinkLoop] = {}
+        self._loops: dict[Link, LinkLoop] = {}
 
     @property
     def now(self) -> float:
@@ -204,6 +204,9 @@ class WorkerProcess(Process):
         )
         self._idle = config.concurrency
         self._replaced: set[Delivery] = set()
+        self._obedient = world.slot_of(name) < plan.obedient
+        self._interrupted: dict[Delivery, bool] = {}
+        """Handlers that were told to stop; do they?"""
         for link in self.machine.links:
             self._loops[link] = LinkLoop(self, link)
         for loop in self.loops:
@@ -248,22 +251,23 @@ class WorkerProcess(Process):
                 self.after_step()
             self._idle += 1
             return
-        if delivery.queue.timeout:
-            delivery.on_cancel = lambda: self._replace(delivery)
         assert delivery.task is not None, "taken without a task"
         task = self.world.plan_of(delivery.task.data)
         attempt = task.script[min(delivery.task.retries, len(task.script) - 1)]
         run = self.world.observer.run_started(self, delivery)
+        delivery.on_cancel = lambda: self._cancelled(delivery)
         self.world.engine.after(attempt.seconds, self._handled, delivery, attempt.act, run)
 
     def _handled(self, delivery: Delivery, act: Act, run: int) -> None:
-        if not self.awake(self._handled, delivery, act, run):
+        if not self.awake(self._handled, delivery, act, run) or self._interrupted.get(delivery):
             return
         machine, now = self.machine, self.now
+        delivery.on_cancel = None
         if act is Act.POISON:
             self.world.poisoned(self)
             return
         self.world.observer.run_ended(run, act)
+        self.world.counts["ended while stopping"] += machine.stopping
         if act is Act.OK or act is Act.HANG:
             machine.handler_returned(delivery, now, b"result")
         elif act is Act.FAIL:
@@ -275,15 +279,49 @@ class WorkerProcess(Process):
         if delivery in self._replaced:
             self._replaced.discard(delivery)
         else:
-            self._idle += 1
+            self._one_more_place()
         self.after_step()
+
+    def _cancelled(self, delivery: Delivery) -> None:
+        machine = self.machine
+        self.world.counts["drained too short"] += machine.stopping and self.now >= machine.stop_at
+        if self._obedient:
+            self._interrupt(delivery)
+        elif delivery.queue.timeout:
+            self._replace(delivery)
+
+    def _interrupt(self, delivery: Delivery) -> None:
+        """See `streamfleet.attempts.Canceller`: once for each handler. A few go on to their end all the same."""
+        if delivery not in self._interrupted:
+            obeys = self._interrupted[delivery] = self.random.random() < 0.8
+            if obeys:
+                cleaning = self.random.choice((WAKE, WAKE, 0.1, 1.0))
+                self.world.engine.after(cleaning * self.random.random(), self._stopped, delivery)
+
+    def _stopped(self, delivery: Delivery) -> None:
+        """See `streamfleet.attempts.Attempts.stopped`."""
+        if not self.awake(self._stopped, delivery):
+            return
+        assert delivery.task is not None, "a handler has been given a task"
+        self.world.trace.note(self.name, f"{self.world.observer.label(delivery.task.id)}: stopped")
+        self.world.counts["interrupted"] += 1
+        delivery.on_cancel = None
+        if delivery.phase is Phase.RUNNING:
+            self.world.counts["given back by handlers"] += 1
+            self.machine.handler_stopped(delivery)
+        self._one_more_place()
+        self.after_step()
+
+    def _one_more_place(self) -> None:
+        self._idle += 1
+        assert self._idle <= self.machine.config.concurrency, "more handlers than there may be"
 
     def _replace(self, delivery: Delivery) -> None:
         """See `streamfleet.sync.worker`: a handler that hangs after its timeout would take a place for ever."""
         full = len(self._replaced) >= MAX_REPLACEMENTS * self.machine.config.concurrency
-        if delivery.phase is Phase.RUNNING and not self.machine.stopping and not full:
+        if delivery.cancelled != NO_CONTACT and not self.machine.stopping and not full:
             self._replaced.add(delivery)
-            self._idle += 1
+            self._one_more_place()
 
 
 class ClientProcess(Process):
@@ -345,7 +383,7 @@ class ClientProcess(Process):
         """The user closes the client, giving it so much time."""
         if not self.awake(self.close, timeout) or self.closing:
             return
-        self.world.trace.note(self.name, f"closes, {self.machine.pending} unsent")
+        self.world.trace.note(self.name, f"closes within {timeout:g} s, {self.machine.pending} unsent")
         self.closing = True
         self._close_by = self.now + timeout
         self.machine.close(self.now)
@@ -357,6 +395,10 @@ class ClientProcess(Process):
         if not self.awake(self._abandon) or not self.alive:
             return
         if self.machine.pending:
+            unsent = [one for one in self.handles.values() if one.status is Status.BUFFERED]
+            self.world.trace.note(self.name, f"gives {len(unsent)} tasks up")
+            self.world.counts["abandoned"] += len(unsent)
+            self.world.counts["abandoned though tracked"] += sum(one.tracked for one in unsent)
             self.machine.close(self.now, abandon=True)
             self.after_step()
         self.world.engine.after(1.0, self._give_up)
@@ -406,6 +448,10 @@ class ClientProcess(Process):
         self._maybe_ended()
 
     def _maybe_ended(self) -> None:
-        if self.closing and all(loop.ended for loop in self.loops):
+        if self.closing and all(loop.ended for loop in self.loops) and not self.ended:
             self.ended = True
             self.world.trace.note(self.name, "has left")
+            for submission in self.handles.values():
+                if submission.status is Status.BUFFERED:
+                    label = self.world.observer.label(submission.id)
+                    self.world.violated("I7", f"{self.name} has left, and {label} is still to be sent")

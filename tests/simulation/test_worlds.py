@@ -5,10 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from streamfleet_core.publishing import Publisher
 from streamfleet_core.timekeeping import Timekeeper
 from streamfleet_core.worker import WorkerMachine
 
@@ -23,12 +25,30 @@ from .world import run
 FIXED = 120
 
 
+DEPARTURES = (
+    "ended while stopping",
+    "drained too short",
+    "interrupted",
+    "given back by handlers",
+    "abandoned",
+    "abandoned though tracked",
+)
+"""What is counted when processes leave in the middle of their work; see `processes`."""
+
+
 def test_a_fixed_set_of_worlds_violates_nothing():
     report = survey(range(FIXED))
     assert report.violating == {}
     assert report.seeds == FIXED
     assert report.counts["faults"] > FIXED
     assert report.counts["reclaimed"] > 0
+    assert [what for what in DEPARTURES if not report.counts[what]] == []
+
+
+def test_in_closing_worlds_processes_leave_in_the_middle_of_their_work():
+    report = survey(range(30), "closing")
+    assert report.violating == {}
+    assert [what for what in DEPARTURES if not report.counts[what]] == []
 
 
 def test_a_fresh_set_of_worlds_violates_nothing():
@@ -153,6 +173,30 @@ def test_a_server_that_loses_everything_gets_back_what_clients_keep():
     assert result.counts["lost"] == 0
 
 
+ABANDONED = (Fault(1.0, Kind.DOWN, 0, 6.0), Fault(1.2, Kind.CLOSE_CLIENT, 0, 0.5))
+"""A client is closed in an outage, and has half a second for it."""
+
+
+def unsent(number):
+    return replace(task(number, tracked=number % 2 == 0), at=1.1)
+
+
+def test_what_a_client_cannot_send_before_it_closes_is_given_up():
+    result = run(world(*(unsent(number) for number in range(6)), faults=ABANDONED))
+    assert result.violations == []
+    assert (result.counts["abandoned"], result.counts["abandoned though tracked"]) == (6, 3)
+    assert result.counts["runs"] == 0
+
+
+def test_handlers_that_obey_give_their_entries_back_when_contact_is_lost():
+    faults = (Fault(1.0, Kind.PARTITION, 0, 6.0),)
+    plan = world(task(0, Attempt(Act.OK, 5.5)), faults=faults, workers=1, obedient=1)
+    results = [run(replace(plan, seed=seed)) for seed in range(5)]
+    assert [one.violations for one in results] == [[]] * 5
+    assert sum(one.counts["given back by handlers"] for one in results) >= 3
+    assert run(replace(plan, obedient=0)).counts["interrupted"] == 0
+
+
 # ---- broken products --------------------------------------------------------------------------------
 
 
@@ -187,6 +231,20 @@ def test_an_exception_in_the_core_does_not_end_the_campaign(capsys):
     assert told.splitlines()[-1].startswith("6 seeds, ")
     assert main(["--seed", "0", "--profile", "late", "--no-shrink"]) == 1
     assert "violated crash: " in capsys.readouterr().out
+
+
+def test_a_client_that_leaves_its_users_waiting_is_found(monkeypatch):
+    monkeypatch.setattr(Publisher, "abandon", lambda _: None)
+    result = run(world(unsent(0), faults=ABANDONED))
+    assert "I7" in {invariant for invariant, _ in result.violations}
+
+
+def test_a_stopped_handlers_entry_that_is_not_given_back_is_found(monkeypatch):
+    monkeypatch.setattr(WorkerMachine, "handler_stopped", lambda *_: None)
+    faults = (Fault(1.0, Kind.PARTITION, 0, 2.9),)
+    plan = world(task(0, Attempt(Act.OK, 5.5)), faults=faults, workers=1, obedient=1)
+    results = [run(replace(plan, seed=seed)) for seed in range(5)]
+    assert any("I15" in dict(one.violations) for one in results)
 
 
 def test_an_interrupt_ends_the_campaign(monkeypatch):

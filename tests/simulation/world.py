@@ -103,6 +103,11 @@ class World:
         self._starts[slot] += 1
         return f"{slot}.{self._starts[slot]}"
 
+    @staticmethod
+    def slot_of(name: str) -> int:
+        """Where a process of this name is at work."""
+        return int(name[1 : name.index(".")])
+
     def start_worker(self, slot: int) -> None:
         """Start a worker in a slot, unless one is at work there, or the world comes to its end."""
         if self.ending:
@@ -128,8 +133,7 @@ class World:
     def poisoned(self, worker: WorkerProcess) -> None:
         """A handler has killed its worker."""
         worker.crash()
-        slot = int(worker.name[1 : worker.name.index(".")])
-        self.engine.after(worker.random.uniform(0.1, 1.0), self.start_worker, slot)
+        self.engine.after(worker.random.uniform(0.1, 1.0), self.start_worker, self.slot_of(worker.name))
 
     def administrator(self, *command: Argument) -> Reply:
         """Somebody does something by hand."""
