@@ -29,11 +29,13 @@ chaos: $(STAMP)
 	  --libraries redis,valkey --seconds $$(( $(MINUTES) * 60 )) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(REPORT),--report $(REPORT))
 
-# A whole fleet on a virtual clock: `make simulate SEEDS=2000`, `SEED=1234` for one world and its story,
-# `WITHOUT=fence` to take a safeguard away. Exits with 1 when an invariant was violated.
+# A whole fleet on a virtual clock: `make simulate SEEDS=2000`, `SEED=1234` for one world and its story. Exits
+# with 1 when an invariant was violated. `MODE=liveness`: all faults stop while much is left to do. `WITHOUT=fence`
+# takes a safeguard away, and exits with 1 when no invariant was violated within the stated number of seeds.
 simulate: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST)) \
-	  $(if $(SEED),--seed $(SEED)) $(if $(WITHOUT),--without $(WITHOUT)) $(if $(PROFILE),--profile $(PROFILE))
+	  $(if $(SEED),--seed $(SEED)) $(if $(WITHOUT),--without $(WITHOUT)) $(if $(PROFILE),--profile $(PROFILE)) \
+	  $(if $(MODE),--mode $(MODE))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

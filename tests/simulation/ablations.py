@@ -44,15 +44,15 @@ def _watch_nothing(fences: Sequence[bytes]) -> Command:
 
 ABLATIONS: dict[str, Ablation] = {
     "fence": Ablation("suspensions", 100, {"watch_fences": _watch_nothing, "fence_holds": _always}),
-    "self-invalidation": Ablation("late", 300, {"self_invalidate": _nothing}),
+    "self-invalidation": Ablation("late", 100, {"self_invalidate": _nothing}),
     "marker": Ablation("lossy", 100, {"record_batch": _nothing, "applied_batch": _no_batch}),
-    "marker-watch": Ablation("late", 300, {"watch_marker": _nothing}),
-    "own-pel-first": Ablation("partitions", 300, {"first_history_cursor": lambda: None}),
-    "grace": Ablation("outages", 300, {"grace_is_over": _always}),
-    "moves-token": Ablation("schedule", 300, {"watch_moves": _ping}),
-    "sweep-compare": Ablation("collectors", 600, {"watch_receivers": _ping, "still_silent": _always}),
-    "first-notice-wins": Ablation("clients", 300, {"notice_counts": _always}),
-    "nomkstream": Ablation("crashes", 300, {"notice_options": lambda: ()}),
+    "marker-watch": Ablation("late", 100, {"watch_marker": _nothing}),
+    "own-pel-first": Ablation("partitions", 100, {"first_history_cursor": lambda: None}),
+    "grace": Ablation("outages", 100, {"grace_is_over": _always}),
+    "moves-token": Ablation("schedule", 100, {"watch_moves": _ping}),
+    "sweep-compare": Ablation("collectors", 200, {"watch_receivers": _ping, "still_silent": _always}),
+    "first-notice-wins": Ablation("clients", 100, {"notice_counts": _always}),
+    "nomkstream": Ablation("crashes", 100, {"notice_options": lambda: ()}),
 }
 
 

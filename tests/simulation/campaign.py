@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from statistics import median
 
 from .ablations import without
 from .plan import draw
@@ -27,6 +28,8 @@ class Report:
     hours: float = 0.0
     events: int = 0
     counts: Counter[str] = field(default_factory=Counter)
+    shares: list[tuple[float, int]] = field(default_factory=list)
+    """Which part of the time in which it had to drain each world needed, and its seed."""
     violating: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
 
     def add(self, other: Report) -> None:
@@ -35,12 +38,20 @@ class Report:
         self.hours += other.hours
         self.events += other.events
         self.counts.update(other.counts)
+        self.shares += other.shares
         self.violating.update(other.violating)
 
     @property
     def violations(self) -> int:
         """How many invariants were violated, over all worlds."""
         return sum(map(len, self.violating.values()))
+
+    @property
+    def liveness(self) -> str:
+        """One line: how long worlds took to drain once faults had stopped."""
+        worst, seed = max(self.shares)
+        middle = median(share for share, _ in self.shares)
+        return f"drained within {worst:.3f} of the bound at worst (seed {seed}), {middle:.3f} in the median"
 
     @property
     def summary(self) -> str:
@@ -63,6 +74,7 @@ def survey(seeds: Iterable[int], profile: str = "", *, ablation: str = "", first
             report.hours += result.hours
             report.events += result.events
             report.counts.update(result.counts)
+            report.shares.append((result.share, seed))
             if result.violations:
                 report.violating[seed] = result.violations
                 if first_only:
@@ -70,14 +82,14 @@ def survey(seeds: Iterable[int], profile: str = "", *, ablation: str = "", first
     return report
 
 
-def _part(work: tuple[list[int], str, str]) -> Report:
+def _part(work: tuple[range, str, str]) -> Report:
     seeds, profile, ablation = work
     return survey(seeds, profile, ablation=ablation)
 
 
-def parts(seeds: range, profile: str, ablation: str) -> Iterator[Report]:
+def parts(seeds: range, profile: str = "", ablation: str = "") -> Iterator[Report]:
     """The same on all cores; gives the reports as they come, in the order of the seeds."""
-    chunks = [(list(seeds[start : start + CHUNK]), profile, ablation) for start in range(0, len(seeds), CHUNK)]
+    chunks = [(seeds[start : start + CHUNK], profile, ablation) for start in range(0, len(seeds), CHUNK)]
     with ExitStack() as stack:
         if len(seeds) <= FEW:
             yield from map(_part, chunks)

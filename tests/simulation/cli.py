@@ -7,57 +7,84 @@ import time
 from collections.abc import Sequence
 
 from .ablations import ABLATIONS, without
-from .campaign import Report, parts
+from .campaign import Report, parts, survey
 from .plan import PROFILES, draw
 from .shrink import describe, shrink
 from .world import run
 
 SHOWN = 5
 """Violating seeds of which more than the number is told."""
+MODES = {"mixed": "", "liveness": "liveness"}
+"""What is looked at, and the profile that shows it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exits with 1 when an invariant was violated."""
+    """Exits with 1 when an invariant was violated; without a safeguard, when none was within the stated number."""
     parser = argparse.ArgumentParser(prog="simulation", description="Lives through worlds on a virtual clock.")
     parser.add_argument("--seeds", type=int, default=0, help="how many worlds")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="replay this world and tell its story")
     parser.add_argument("--profile", choices=PROFILES, default="", help="all worlds of one sort")
+    parser.add_argument(
+        "--mode", choices=MODES, default="mixed", help="liveness: all faults stop while much is left to do"
+    )
     parser.add_argument("--without", choices=ABLATIONS, default="", metavar="SAFEGUARD", help=" ".join(ABLATIONS))
     parser.add_argument("--no-shrink", action="store_true", help="do not look for the essence of a violation")
     options = parser.parse_args(arguments)
     ablation = ABLATIONS.get(options.without)
-    profile = options.profile or (ablation.profile if ablation else "")
+    profile = options.profile or MODES[options.mode] or (ablation.profile if ablation else "")
+    shrinking = not options.no_shrink
     if options.seed is not None:
-        return replay(options.seed, profile, options.without, shrinking=not options.no_shrink)
-    seeds = options.seeds or (ablation.within if ablation else 2000)
-    return many(range(options.first, options.first + seeds), profile, options.without, not options.no_shrink)
+        return replay(options.seed, profile, options.without, shrinking=shrinking)
+    if options.without:
+        seeds = options.seeds or ABLATIONS[options.without].within
+        return missed(range(options.first, options.first + seeds), profile, options.without, shrinking=shrinking)
+    return many(range(options.first, options.first + (options.seeds or 2000)), profile, shrinking=shrinking)
 
 
-def many(seeds: range, profile: str, ablation: str, shrinking: bool) -> int:
+def many(seeds: range, profile: str, *, shrinking: bool) -> int:
     """Many worlds; of the first that violate something, how, and the essence of the very first."""
     total = Report()
     began = time.perf_counter()
-    for report in parts(seeds, profile, ablation):
+    for report in parts(seeds, profile):
         for seed, violations in report.violating.items():
             if len(total.violating) < SHOWN:
-                _tell(seed, violations, profile, ablation)
+                _tell(seed, violations, profile, "")
             total.violating[seed] = violations
         total.add(report)
     if total.violating and shrinking:
-        _essence(min(total.violating), profile, ablation)
+        _essence(min(total.violating), profile, "")
     counts = total.counts
     print(
         f"tasks {counts['tasks']}, handlers started {counts['runs']}, faults {counts['faults']}, "
         f"taken over {counts['reclaimed']}, lost with the server's data {counts['lost']}, "
         f"ran more than once {counts['recovered']}; {time.perf_counter() - began:.0f} s"
     )
+    print(total.liveness)
     print(total.summary)
     return 1 if total.violations else 0
 
 
+def missed(seeds: range, profile: str, name: str, *, shrinking: bool) -> int:
+    """Is a safeguard that was taken away missed? 0: it is, soon enough."""
+    within = ABLATIONS[name].within
+    report = survey(seeds, profile, ablation=name, first_only=True)
+    if not report.violating:
+        print(f"{name}: not found in {report.seeds} seeds, within {within} stated")
+        return 1
+    ((seed, violations),) = report.violating.items()
+    _tell(seed, violations, profile, name)
+    if shrinking:
+        _essence(seed, profile, name)
+    print(f"{name}: found at seed {seed}, within {within} stated")
+    return 0 if report.seeds <= within else 1
+
+
 def _command(seed: int, profile: str, ablation: str) -> str:
-    extra = f" WITHOUT={ablation}" if ablation else f" PROFILE={profile}" if profile else ""
+    extra = f" PROFILE={profile}" if profile else ""
+    if ablation:
+        stated = ABLATIONS[ablation].profile
+        extra = f" WITHOUT={ablation}" + ("" if profile == stated else extra)
     return f"make simulate SEED={seed}{extra}"
 
 
@@ -77,7 +104,7 @@ def _essence(seed: int, profile: str, ablation: str) -> None:
 
 
 def replay(seed: int, profile: str, ablation: str, *, shrinking: bool) -> int:
-    """One world: who did what, when."""
+    """One world: who did what, when. Its exit code is that of many worlds with this one among them."""
     with without(ablation):
         plan = draw(seed, profile)
         result = run(plan, keep_trace=True)
@@ -91,4 +118,4 @@ def replay(seed: int, profile: str, ablation: str, *, shrinking: bool) -> int:
     if result.violations:
         total.violating[seed] = result.violations
     print(total.summary)
-    return 1 if result.violations else 0
+    return 1 if bool(result.violations) != bool(ablation) else 0

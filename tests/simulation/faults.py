@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from streamfleet_core.keys import GROUP, queue_keys, receiver_key
 
+from .network import Memory
 from .plan import Fault, Kind
 
 if TYPE_CHECKING:
@@ -89,6 +90,17 @@ def _slow(world: World, fault: Fault) -> None:
         world.engine.after(fault.amount, world.server.recovered)
 
 
+def _full(world: World, fault: Fault) -> None:
+    """Servers before 7.0 then refuse even what adds nothing, within a transaction."""
+    if world.server.memory is Memory.ENOUGH:
+        world.server.memory = Memory.FULL if fault.who % 2 else Memory.FULL_AND_OLD
+        world.engine.after(fault.amount, _freed, world)
+
+
+def _freed(world: World) -> None:
+    world.server.memory = Memory.ENOUGH
+
+
 def _wipe(world: World, fault: Fault) -> None:
     if not world.server.up:
         return
@@ -165,6 +177,7 @@ _DO = {
     Kind.CUT_CLIENT: _cut_client,
     Kind.DOWN: _down,
     Kind.SLOW: _slow,
+    Kind.FULL: _full,
     Kind.WIPE: _wipe,
     Kind.FAILOVER: _failover,
     Kind.JUMP: _jump,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from streamfleet.memory import Blocked, ModelServer, Session
-from streamfleet_core.connection import Command, Reply
+from streamfleet_core.connection import Command, Reply, ServerError
 
 from .engine import Engine
 
@@ -21,6 +22,20 @@ EPOCH_MS = 1_700_000_000_000
 """What the server's clock shows when a world begins."""
 
 
+class Memory(Enum):
+    """What the server has memory for."""
+
+    ENOUGH = "everything"
+    FULL = "nothing new"
+    FULL_AND_OLD = "nothing new, and nothing at all within a transaction, as before 7.0"
+
+
+FULL = ServerError("OOM command not allowed when used memory > 'maxmemory'.")
+ADDING = frozenset(("XADD", "ZADD", "HSET", "HINCRBY", "SET", "XGROUP CREATE"))
+"""Commands of ours that may need memory, as the server sees it (flag ``denyoom``)."""
+LEAVING = frozenset(("EXEC", "DISCARD", "UNWATCH"))
+
+
 class Server:
     """The model server, which may be down, slow, or have its clock moved."""
 
@@ -31,6 +46,7 @@ class Server:
         self.jumped_ms = 0.0
         self.up = True
         self.slow = False
+        self.memory = Memory.ENOUGH
         self.wires: dict[Wire, None] = {}
         self._backlog: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self._tick_at = float("inf")
@@ -52,6 +68,17 @@ class Server:
         backlog, self._backlog = self._backlog, []
         for do, args in backlog:
             do(*args)
+
+    def execute(self, session: Session, command: Command) -> Reply | Blocked:
+        """As the model does, unless there is no memory for it."""
+        if self.memory is not Memory.ENOUGH:
+            name = "XGROUP CREATE" if command[:2] == ("XGROUP", "CREATE") else command[0]
+            queueing = session._queue is not None
+            old = self.memory is Memory.FULL_AND_OLD and queueing and name not in LEAVING
+            if old or name in ADDING:
+                session._aborted = queueing
+                return FULL
+        return session.execute(command)
 
     def stop(self) -> None:
         """Down: connections break, requests on their way to it are lost."""
@@ -240,7 +267,7 @@ class Wire:
         observer, engine = self.observer, self.server.engine
         while position < limit:
             observer.actor = self
-            outcome = session.execute(commands[position])
+            outcome = self.server.execute(session, commands[position])
             position += 1
             if isinstance(outcome, Blocked):
                 self._blocked = outcome

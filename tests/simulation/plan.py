@@ -58,6 +58,7 @@ class Kind(Enum):
     PARTITION = "a worker cannot reach the server"
     DOWN = "the server is down and comes back with its data"
     SLOW = "the server answers nothing for a while"
+    FULL = "the server has no memory for anything new"
     WIPE = "the server restarts without its data"
     FAILOVER = "the server goes back to what it was a moment ago"
     JUMP = "the server's clock jumps"
@@ -151,6 +152,8 @@ class Profile:
     retried: float = 0.35
     departures: float = 0.0
     """The mean number of times that somebody leaves in the middle of his work, and in trouble."""
+    endless: bool = False
+    """Faults last until all faults stop, as far as they last at all."""
 
 
 def _calm(random: Random) -> Network:
@@ -189,7 +192,7 @@ PROFILES: dict[str, Profile] = {
         _calm, {K.CRASH_WORKER: 2.0, K.CRASH_CLIENT: 0.7, K.DEPLOY: 1.0, K.CLOSE_CLIENT: 0.5}, weight=2
     ),
     "suspensions": Profile(_calm, {K.SUSPEND_WORKER: 3.0, K.SUSPEND_CLIENT: 0.3}, weight=2),
-    "outages": Profile(_calm, {K.DOWN: 1.5, K.SLOW: 1.0, K.DROP_ALL: 0.5}, weight=2),
+    "outages": Profile(_calm, {K.DOWN: 1.5, K.SLOW: 1.0, K.DROP_ALL: 0.5, K.FULL: 0.5}, weight=2),
     "partitions": Profile(_calm, {K.PARTITION: 2.0, K.CUT_WORKER: 2.0, K.CUT_CLIENT: 2.0}, weight=1),
     "losses": Profile(_calm, {K.FAILOVER: 0.8, K.WIPE: 0.5, K.DOWN: 0.3, K.CRASH_WORKER: 0.5}, weight=2),
     "clocks": Profile(_calm, {K.JUMP: 1.0, K.CRASH_WORKER: 0.5, K.SUSPEND_WORKER: 0.5}),
@@ -222,6 +225,26 @@ PROFILES: dict[str, Profile] = {
         weight=3,
     ),
 }
+# Faults that last until all stop, in the middle of the work; drawn on demand only.
+PROFILES["liveness"] = Profile(
+    _lossy,
+    {
+        K.CRASH_WORKER: 2.0,
+        K.CRASH_CLIENT: 0.3,
+        K.SUSPEND_WORKER: 1.0,
+        K.SUSPEND_CLIENT: 0.3,
+        K.PARTITION: 0.7,
+        K.DOWN: 0.5,
+        K.SLOW: 0.3,
+        K.FULL: 0.7,
+        K.DELETE_CONSUMER: 0.3,
+    },
+    tasks=(40, 120),
+    weight=0,
+    horizon=(2.0, 12.0),
+    delayed=0.3,
+    endless=True,
+)
 
 
 def draw(seed: int, profile: str = "") -> Plan:
@@ -321,6 +344,7 @@ def _faults(random: Random, plan: Plan, shape: Profile) -> list[Fault]:
         K.PARTITION: lambda: lease * random.choice((0.3, 1.0, 1.5, 3.0)),
         K.DOWN: lambda: lease * random.choice((0.2, 1.0, 3.0, 4.0)),
         K.SLOW: lambda: lease * random.choice((0.3, 0.8, 1.1, 2.0, 4.0)),
+        K.FULL: lambda: lease * random.choice((0.3, 1.0, 3.0, 6.0)),
         K.WIPE: lambda: random.choice((0.1, 1.0, 3.0)),
         K.FAILOVER: lambda: random.choice((0.05, 0.5, 2.0)),
         K.JUMP: lambda: random.choice((-600.0, 600.0, -3.0, 3.0, 30.0)),
@@ -332,6 +356,8 @@ def _faults(random: Random, plan: Plan, shape: Profile) -> list[Fault]:
         for _ in range(_poisson(random, mean)):
             who = random.randrange(6)
             amount = amounts.get(kind, lambda: 0.0)()
+            if shape.endless and random.random() < 0.7:
+                amount = plan.horizon
             faults.append(Fault(random.uniform(0.3, plan.horizon), kind, who, amount))
     return faults
 

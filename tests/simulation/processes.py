@@ -38,6 +38,9 @@ class Process:
         self.ended = False
         """It has left in order."""
         self.suspended = False
+        self.longest_sleep = 0.0
+        """Seconds for which it was suspended at a stretch."""
+        self._asleep_since = 0.0
         self.partitioned = False
         self.disturbed_at = world.engine.now
         """When something last happened to this process that does not happen to a healthy one."""
@@ -89,6 +92,8 @@ class Process:
 
     def suspend(self) -> None:
         """SIGSTOP."""
+        if not self.suspended:
+            self._asleep_since = self.world.engine.now
         self.suspended = True
         self.disturbed_at = self.world.engine.now
 
@@ -98,6 +103,7 @@ class Process:
             return
         self.suspended = False
         self.disturbed_at = self.world.engine.now
+        self.longest_sleep = max(self.longest_sleep, self.world.engine.now - self._asleep_since)
         deferred = [*self._deferred, *self._impatient]
         self._deferred.clear()
         self._impatient.clear()

@@ -281,6 +281,32 @@ def test_expiry_that_is_ignored(stage):
     assert stage.violated == {"expiry"}
 
 
+@pytest.mark.parametrize(("slept", "violated"), [(3.0, {"expiry"}), (4.0, set())])
+def test_who_slept_while_it_asked_for_the_time_is_late_by_half_of_that(stage, slept, violated):
+    stage.world.start_worker(0)
+    (worker,) = stage.world.workers
+    worker.suspend()
+    stage.world.engine.now = slept
+    worker.resume()
+    stage.observer.wishes[stage.id].expires_at = 5.0
+    stage.world.engine.now = 7.0
+    stage.ran(worker=worker.name)
+    assert stage.violated == violated
+
+
+def test_a_beat_goes_with_the_tail_that_the_server_loses(stage):
+    stage.do("c0.1 receive", "ZADD", KEYS.receivers, 5, "c0.1")
+    snapshot, saved = stage.world.server.model.snapshot(), stage.observer.save()
+    stage.world.engine.now += 14.0
+    stage.do("c0.1 receive", "ZADD", KEYS.receivers, 6, "c0.1")
+    stage.world.server.model.restore(snapshot)
+    stage.observer.load(saved)
+    stage.wires.clear()
+    stage.world.engine.now += 2.0
+    stage.do("w0.1 control", "ZREM", KEYS.receivers, "c0.1")
+    assert stage.violated == set()
+
+
 def test_i16_a_loss_that_is_reported_though_nothing_was_lost(stage):
     from streamfleet_core.events import EventKind
 

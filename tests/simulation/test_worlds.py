@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from streamfleet_core.pressure import Pressure
 from streamfleet_core.publishing import Publisher
+from streamfleet_core.reclaiming import Reclaimer
 from streamfleet_core.timekeeping import Timekeeper
 from streamfleet_core.worker import WorkerMachine
 
@@ -197,6 +199,67 @@ def test_handlers_that_obey_give_their_entries_back_when_contact_is_lost():
     assert run(replace(plan, obedient=0)).counts["interrupted"] == 0
 
 
+# ---- liveness ---------------------------------------------------------------------------------------
+
+LEFT = (
+    "left unsent",
+    "left in queues",
+    "left in schedules",
+    "left with the dead",
+    "left while memory is full",
+)
+"""What is counted when faults stop; see `world`."""
+
+
+def test_worlds_drain_from_the_middle_of_their_work():
+    report = survey(range(30), "liveness")
+    assert report.violating == {}
+    assert min(report.counts[what] for what in LEFT) >= 5
+    assert report.counts["left in queues"] > 300
+    assert 0.0 < max(report.shares)[0] < 0.5, "slower than these worlds have ever been"
+
+
+def test_the_command_tells_how_much_of_the_bound_was_used(capsys):
+    assert main(["--mode", "liveness", "--seeds", "3"]) == 0
+    (line,) = re.findall(r"^drained within (.*)$", capsys.readouterr().out, re.M)
+    shares = {seed: run(draw(seed, "liveness")).share for seed in range(3)}
+    worst = max(shares, key=lambda seed: shares[seed])
+    middle = sorted(shares.values())[1]
+    assert line == f"{shares[worst]:.3f} of the bound at worst (seed {worst}), {middle:.3f} in the median"
+
+
+def test_a_worker_that_never_sees_that_there_is_memory_again_does_not_drain(monkeypatch):
+    rise = Pressure.rise
+
+    def rise_for_ever(pressure, now):
+        return rise(pressure, now + 1e9)
+
+    monkeypatch.setattr(Pressure, "rise", rise_for_ever)
+    tasks = [task(number, Attempt(Act.FAIL, 1.0)) for number in range(4)]
+    assert "I15" in dict(run(world(*tasks, faults=(Fault(1.0, Kind.FULL, 1, 3.0),))).violations)
+
+
+def test_a_fleet_that_does_not_take_over_from_the_dead_does_not_drain(monkeypatch):
+    monkeypatch.setattr(Reclaimer, "_suspects", lambda *_: [])
+    faults = (Fault(2.0, Kind.CRASH_WORKER, 0, 60.0), Fault(2.0, Kind.CRASH_WORKER, 1, 60.0))
+    assert "I15" in dict(run(world(task(0, Attempt(Act.OK, 5.0)), faults=faults)).violations)
+
+
+@pytest.mark.parametrize("age", [0, 1])
+def test_a_full_server_takes_nothing_new(age):
+    """Clients wait for memory, workers go on with what needs none."""
+    early = [task(number, Attempt(Act.OK, 1.0)) for number in range(4)]
+    late = [replace(task(number, Attempt(Act.OK, 0.01)), at=1.1) for number in range(4, 8)]
+    result = run(world(*early, *late, faults=(Fault(1.0, Kind.FULL, age, 5.0),)), keep_trace=True)
+    assert result.violations == []
+    assert result.counts["runs"] == result.counts["terminal"] == 8
+    accepted = [float(line.split()[0]) for line in result.lines if "server accepts" in line]
+    assert max(accepted[:4]) < 1.0
+    assert min(accepted[4:]) > 6.0
+    ended = [float(line.split()[0]) for line in result.lines if "has ended: completed" in line]
+    assert max(ended[:4]) < 6.0
+
+
 # ---- broken products --------------------------------------------------------------------------------
 
 
@@ -299,11 +362,42 @@ def test_the_command_ends_with_its_figures(capsys):
     assert last.endswith(" events")
 
 
-def test_the_command_tells_how_to_replay_a_violation(capsys):
-    assert main(["--without", "marker", "--seeds", "2", "--no-shrink"]) == 1
+def test_the_command_tells_how_to_replay_a_violation(monkeypatch, capsys):
+    monkeypatch.setattr(WorkerMachine, "handler_stopped", lambda *_: 1 / 0)
+    assert main(["--seeds", "20", "--profile", "partitions", "--no-shrink"]) == 1
+    told = capsys.readouterr().out
+    assert re.search(r"replay: make simulate SEED=\d+ PROFILE=partitions$", told, re.M)
+    assert "20 seeds, 0 violations" not in told
+
+
+def test_the_command_tells_at_which_seed_a_safeguard_is_missed(capsys):
+    assert main(["--without", "marker", "--no-shrink"]) == 0
     told = capsys.readouterr().out
     assert "make simulate SEED=0 WITHOUT=marker" in told
-    assert "2 seeds, 0 violations" not in told
+    assert told.endswith("marker: found at seed 0, within 100 stated\n")
+    assert main(["--without", "marker", "--seed", "0", "--no-shrink"]) == 0
+    assert "server accepts task" in capsys.readouterr().out
+
+
+def test_the_command_fails_when_a_safeguard_is_not_missed(monkeypatch, capsys):
+    unchanged = replace(ABLATIONS["fence"], within=3, replacements={})
+    monkeypatch.setitem(ABLATIONS, "fence", unchanged)
+    assert main(["--without", "fence"]) == 1
+    assert capsys.readouterr().out == "fence: not found in 3 seeds, within 3 stated\n"
+    assert main(["--without", "fence", "--seed", "0"]) == 1
+
+
+def test_a_safeguard_that_is_missed_too_late_fails_the_command(monkeypatch, capsys):
+    late = replace(ABLATIONS["fence"], within=3)
+    monkeypatch.setitem(ABLATIONS, "fence", late)
+    assert main(["--without", "fence", "--seeds", "60", "--no-shrink"]) == 1
+    assert re.search(r"^fence: found at seed \d+, within 3 stated$", capsys.readouterr().out, re.M)
+
+
+def test_the_documentation_states_within_how_many_seeds_each_safeguard_is_missed():
+    page = (Path(__file__).parents[2] / "docs" / "explanation" / "proof.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \| ([a-z]+) \| (\d+) \|$", page, re.M)
+    assert rows == [(name, one.profile, str(one.within)) for name, one in ABLATIONS.items()]
 
 
 def test_the_command_tells_the_story_of_one_seed(capsys):

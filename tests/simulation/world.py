@@ -16,13 +16,15 @@ from random import Random
 from traceback import extract_tb, format_exception
 from typing import TYPE_CHECKING
 
+from streamfleet.memory.streams import Stream
 from streamfleet_core.connection import Argument
 from streamfleet_core.events import Event, EventKind
+from streamfleet_core.keys import GROUP, queue_keys
 from streamfleet_core.state import IllegalTransition
 
 from . import faults
 from .engine import Engine
-from .network import Server
+from .network import Memory, Server
 from .observer import Observer
 from .plan import Network, Plan, TaskPlan
 from .processes import MAX_TURNS, ClientProcess, Process, WorkerProcess
@@ -46,6 +48,8 @@ class Result:
     hours: float
     events: int
     counts: Counter[str] = field(default_factory=Counter)
+    share: float = 0.0
+    """The part of the time in which it had to drain that it needed."""
     digest: str = ""
     lines: list[str] | None = None
 
@@ -85,6 +89,7 @@ class World:
         self.jumped_back = 0.0
         self.clock_odd = False
         """Has somebody set the server's clock, or was it slow to tell the time?"""
+        self.share = 0.0
         self.gave_up_closing: set[str] = set()
         self.workers: list[WorkerProcess] = []
         self.workers_by_name: dict[str, WorkerProcess] = {}
@@ -213,6 +218,7 @@ class World:
             self.engine.now / 3600,
             self.engine.events,
             self.counts,
+            self.share,
             self.trace.digest,
             self.trace.lines,
         )
@@ -229,8 +235,10 @@ class World:
         for fault in plan.faults:
             self.engine.at(fault.at, faults.inflict, self, fault)
         self.engine.run(plan.horizon, lambda: False)
+        self._count_what_is_left()
         self._calm()
-        self._wait("I15", bound(self), lambda: undrained(self))
+        limit = bound(self)
+        self.share = self._wait("I15", limit, lambda: undrained(self)) / limit
         for client in self.clients:
             client.close(10.0)
         self._wait("I12", plan.client_timeout * 1.5 + 6 * self.sweep_interval + self.jumped_back, self._unclean)
@@ -256,6 +264,7 @@ class World:
             self.outage_ends()
         if self.server.slow:
             self.server.recovered()
+        self.server.memory = Memory.ENOUGH
         for process in [*self.workers_by_name.values(), *self.clients, *self.former_clients]:
             process.resume()
             if process.partitioned:
@@ -263,16 +272,33 @@ class World:
         for slot in range(self.plan.workers):
             self.start_worker(slot)
 
-    def _wait(self, invariant: str, seconds: float, what_is_left: object) -> None:
-        """Let time pass until nothing is left to happen, or too much time has passed."""
+    def _count_what_is_left(self) -> None:
+        """When faults stop: how much is still to be done, and where it is."""
+        counts, values = self.counts, self.server.model.database.values
+        counts["left unsent"] = sum(client.machine.pending for client in self.clients)
+        counts["left while memory is full"] = self.server.memory is not Memory.ENOUGH
+        for queue in self.queues:
+            keys = queue_keys(queue)
+            counts["left in schedules"] += len(getattr(values.get(keys.schedule), "scores", ()))
+            stream = values.get(keys.stream)
+            if isinstance(stream, Stream) and GROUP in stream.groups:
+                pending = stream.groups[GROUP].pending.by_id
+                counts["left in queues"] += len(stream.entries) - len(pending)
+                owners = [self.workers_by_name.get(one.consumer.name.decode()) for one in pending.values()]
+                counts["left with the dead"] += sum(owner is None or owner.dead for owner in owners)
+
+    def _wait(self, invariant: str, seconds: float, what_is_left: object) -> float:
+        """Let time pass until nothing is left to happen, or too much time has passed; how much has."""
         assert callable(what_is_left)
         engine = self.engine
-        limit = engine.now + seconds
+        began = engine.now
+        limit = began + seconds
         while what_is_left():
             if engine.now >= limit:
                 self.violated(invariant, f"after {seconds:.0f} s of peace: {what_is_left()}")
-                return
+                break
             engine.run(min(limit, engine.now + 0.5), lambda: False)
+        return engine.now - began
 
     def _unclean(self) -> str:
         """What clients have left at the server."""
