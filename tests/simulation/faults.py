@@ -15,9 +15,21 @@ if TYPE_CHECKING:
 
 def inflict(world: World, fault: Fault) -> None:
     """Do it, and arrange for its end."""
-    world.trace.note("fault", f"{fault.kind.name} {fault.who} {fault.amount:g}")
+    seconds = f" {fault.amount:g} s" if fault.amount else ""
+    world.trace.note("fault", f"{fault.kind.name} {_victim(world, fault)}{seconds}")
     world.counts["faults"] += 1
     _DO[fault.kind](world, fault)
+
+
+def _victim(world: World, fault: Fault) -> str:
+    """Whom it strikes; the server, where it is nobody else."""
+    worker = world.workers[fault.who % len(world.workers)].name
+    queue = world.queues[fault.who % len(world.queues)]
+    if fault.kind in _OF_WORKERS:
+        return worker
+    if fault.kind in _OF_CLIENTS:
+        return world.clients[fault.who % len(world.clients)].name
+    return {Kind.DELETE_CONSUMER: f"{worker} of {queue}", Kind.DESTROY_GROUP: queue}.get(fault.kind, "server")
 
 
 def _crash_worker(world: World, fault: Fault) -> None:
@@ -80,6 +92,7 @@ def _down(world: World, fault: Fault) -> None:
 def _up(world: World) -> None:
     if not world.server.up:
         world.server.up = True
+        world.trace.note("server", "is up again")
         world.outage_ends()
 
 
@@ -87,7 +100,13 @@ def _slow(world: World, fault: Fault) -> None:
     if world.server.up and not world.server.slow:
         world.server.slow = True
         world.clock_odd = True
-        world.engine.after(fault.amount, world.server.recovered)
+        world.engine.after(fault.amount, _answers, world)
+
+
+def _answers(world: World) -> None:
+    if world.server.slow:
+        world.trace.note("server", "answers again")
+    world.server.recovered()
 
 
 def _full(world: World, fault: Fault) -> None:
@@ -98,6 +117,7 @@ def _full(world: World, fault: Fault) -> None:
 
 
 def _freed(world: World) -> None:
+    world.trace.note("server", "has memory again")
     world.server.memory = Memory.ENOUGH
 
 
@@ -165,6 +185,8 @@ def _delete_receiver(world: World, fault: Fault) -> None:
         world.administrator("DEL", receiver_key(lane.client_id))
 
 
+_OF_WORKERS = (Kind.CRASH_WORKER, Kind.DEPLOY, Kind.SUSPEND_WORKER, Kind.CUT_WORKER, Kind.PARTITION)
+_OF_CLIENTS = (Kind.CRASH_CLIENT, Kind.CLOSE_CLIENT, Kind.SUSPEND_CLIENT, Kind.CUT_CLIENT, Kind.DELETE_RECEIVER)
 _DO = {
     Kind.CRASH_WORKER: _crash_worker,
     Kind.DEPLOY: _deploy,

@@ -104,6 +104,7 @@ class Process:
         self.suspended = False
         self.disturbed_at = self.world.engine.now
         self.longest_sleep = max(self.longest_sleep, self.world.engine.now - self._asleep_since)
+        self.world.trace.note(self.name, "resumed")
         deferred = [*self._deferred, *self._impatient]
         self._deferred.clear()
         self._impatient.clear()
@@ -119,6 +120,7 @@ class Process:
 
     def heal(self) -> None:
         """Connections can be made again."""
+        self.world.trace.note(self.name, "can reach the server again")
         self.partitioned = False
         self.disturbed_at = self.world.engine.now
         for loop in self.loops:

@@ -16,12 +16,13 @@ from streamfleet_core.reclaiming import Reclaimer
 from streamfleet_core.timekeeping import Timekeeper
 from streamfleet_core.worker import WorkerMachine
 
+from . import faults as inflicting
 from .ablations import ABLATIONS, without
 from .campaign import survey
 from .cli import main
 from .plan import PROFILES, Act, Attempt, Fault, Kind, Network, Plan, TaskPlan, draw
 from .processes import MAX_TURNS
-from .shrink import describe, shrink
+from .shrink import _shorter, describe, shrink
 from .world import run
 
 FIXED = 120
@@ -345,14 +346,85 @@ def assert_spins(result, when):
 # ---- the essence, and the command -------------------------------------------------------------------
 
 
-def test_a_violating_world_is_reduced_to_its_essence():
-    with without("marker"):
-        plan = draw(1, "lossy")
+@pytest.mark.parametrize(("name", "seed", "tasks", "faults"), [("marker", 0, 1, 0), ("fence", 12, 1, 1)])
+def test_a_violating_world_is_reduced_to_its_essence(name, seed, tasks, faults):
+    """Fewer tasks, faults and actors, and shorter; and what is left still shows it."""
+    with without(name):
+        plan = draw(seed, ABLATIONS[name].profile)
         invariant = run(plan).violations[0][0]
-        smallest = shrink(plan, invariant, tries=150)
-        assert any(name == invariant for name, _ in run(smallest).violations)
-    assert len(smallest.tasks) <= 2 < len(plan.tasks)
+        smallest = shrink(plan, invariant)
+        assert any(violated == invariant for violated, _ in run(smallest).violations)
+    assert len(smallest.tasks) == tasks < len(plan.tasks)
+    assert len(smallest.faults) == faults <= len(plan.faults)
+    assert smallest.network.calm
+    assert smallest.workers <= 1 + faults
+    assert (smallest.clients, smallest.queues, smallest.concurrency, smallest.obedient) == (1, 1, 1, 0)
+    assert smallest.horizon < 6.0 < plan.horizon
+    assert smallest.tasks[0].at < 0.5
     assert f"task {smallest.tasks[0].number}" in describe(smallest)
+
+
+def test_pauses_are_cut_and_faults_shortened(monkeypatch):
+    """A defect that any outage shows, however late and however short."""
+    monkeypatch.setattr(inflicting, "_up", broken_up)
+    late = (replace(task(0), at=3.0), replace(task(1), at=9.0))
+    plan = world(*late, faults=(Fault(10.0, Kind.DOWN, 0, 4.0), Fault(20.0, Kind.DOWN, 0, 4.0)))
+    smallest = shrink(replace(plan, horizon=30.0), "broken")
+    assert (smallest.tasks, len(smallest.faults)) == ((), 1)
+    (fault,) = smallest.faults
+    assert fault.at <= 0.2
+    assert fault.amount <= 0.2
+    assert smallest.horizon < 0.8
+
+
+def broken_up(broken):
+    broken.server.up = True
+    broken.violated("broken", "it was down")
+
+
+def test_without_time_all_that_comes_later_comes_earlier():
+    plan = world(task(0), replace(task(1), at=5.0), faults=(Fault(6.0, Kind.DOWN, 0, 1.0),))
+    shorter = next(one for one in _shorter(plan) if one.tasks != plan.tasks and one.tasks[0].at == 0.5)
+    assert shorter.tasks[1].at == pytest.approx(0.6)
+    assert shorter.faults[0].at == pytest.approx(1.6)
+    assert shorter.horizon == pytest.approx(plan.horizon - 4.4)
+
+
+def test_the_story_names_whom_faults_strike_and_tells_of_their_ends():
+    many = (
+        Fault(1.0, Kind.SUSPEND_WORKER, 3, 1.5),
+        Fault(1.1, Kind.SUSPEND_CLIENT, 0, 0.5),
+        Fault(3.0, Kind.CRASH_WORKER, 0, 0.5),
+        Fault(4.0, Kind.PARTITION, 1, 0.5),
+        Fault(5.0, Kind.DOWN, 4, 0.5),
+        Fault(6.0, Kind.SLOW, 5, 0.5),
+        Fault(7.0, Kind.FULL, 1, 0.5),
+        Fault(7.6, Kind.DESTROY_GROUP, 0),
+        Fault(7.7, Kind.CLOSE_CLIENT, 0, 2.0),
+    )
+    retried = task(0, Attempt(Act.FAIL, 0.01), Attempt(Act.OK, 0.01))
+    story = "\n".join(run(world(retried, faults=many), keep_trace=True).lines)
+    for line in (
+        r"0\.0000  w1\.1 +started",
+        r"RETRIED\] task 0: attempt failed",
+        r"1\.0000  fault +SUSPEND_WORKER w1\.1 1\.5 s",
+        r"1\.1000  fault +SUSPEND_CLIENT c0\.1 0\.5 s",
+        r"1\.6000  c0\.1 +resumed",
+        r"2\.5000  w1\.1 +resumed",
+        r"3\.0000  fault +CRASH_WORKER w0\.1 0\.5 s",
+        r"3\.0000  w0\.1 +killed",
+        r"3\.5000  w0\.2 +started",
+        r"4\.0000  fault +PARTITION w1\.1 0\.5 s",
+        r"4\.5000  w1\.1 +can reach the server again",
+        r"5\.0000  fault +DOWN server 0\.5 s",
+        r"5\.5000  server +is up again",
+        r"6\.5000  server +answers again",
+        r"7\.5000  server +has memory again",
+        r"7\.6000  fault +DESTROY_GROUP q0$",
+        r"7\.7000  fault +CLOSE_CLIENT c0\.1 2 s",
+        r"7\.7000  c0\.2 +started",
+    ):
+        assert re.search(line, story, re.M), line
 
 
 def test_the_command_ends_with_its_figures(capsys):

@@ -124,12 +124,15 @@ class World:
         worker = WorkerProcess(self, self._name(f"w{slot}"))
         self.workers_by_name[worker.name] = worker
         self.workers[slot : slot + 1] = [worker]
+        self.trace.note(worker.name, "started")
 
     def start_client(self, slot: int) -> None:
         """Start a client in a slot, in the place of the one that was there."""
         if slot < len(self.clients):
             self.former_clients.append(self.clients[slot])
-        self.clients[slot : slot + 1] = [ClientProcess(self, self._name(f"c{slot}"))]
+        client = ClientProcess(self, self._name(f"c{slot}"))
+        self.clients[slot : slot + 1] = [client]
+        self.trace.note(client.name, "started")
 
     def plan_of(self, data: bytes) -> TaskPlan:
         """The plan of a task, from its payload."""
@@ -178,7 +181,9 @@ class World:
         if event.kind is EventKind.MARKER_REGRESSED and not self.lossy and not self.calmed:
             self.violated("I16", f"{process.name} reports a loss that has not happened: {event.text}")
         if not self.trace.quiet:
-            self.trace.note(process.name, f"[{event.kind.name}] {event.text}")
+            task = event.data.get("task")
+            what = f"{self.observer.label(task)}: " if isinstance(task, str) else ""
+            self.trace.note(process.name, f"[{event.kind.name}] {what}{event.text}")
 
     def odd(self) -> None:
         """From now on, and for a while, healthy workers' entries may look idle."""
