@@ -174,7 +174,7 @@ class Observer:
 
     def _expired(self, task_id: str, wish: Wish) -> None:
         """Not before its time; clocks that were set, or slow to tell the time, are no measure."""
-        early = wish.expires_at - self.world.engine.now
+        early = wish.expires_at - self.world.engine.now - wish.client.clock_error
         if early > 0.3 + 10 * self.world.plan.network.latency and not self.world.clock_odd:
             self._violated("expiry", task_id, f"has expired {early:.3f} s too early")
 
@@ -191,9 +191,8 @@ class Observer:
         if wish is not None and wish.resolved is Status.CANCELLED and not self.world.lossy:
             self._violated("I5", run.task_id, "runs though it was reported as cancelled")
         if wish is not None and wish.expires_at and not self.world.clock_odd:
-            # Who slept between asking for the time and hearing it takes the middle of that for the moment.
             holder = self.world.workers_by_name.get(worker.name)
-            late = run.at - wish.expires_at - (holder.longest_sleep / 2 if holder else 0.0)
+            late = run.at - wish.expires_at - (holder.clock_error if holder else 0.0)
             if late > 0.3 + 10 * self.world.plan.network.latency:
                 self._violated("expiry", run.task_id, f"is started {late:.3f} s after its expiry")
         place = (delivery.queue.keys.stream, run.entry_id)

@@ -90,6 +90,11 @@ class Process:
         if self._turns > MAX_TURNS:
             self.world.spins(self)
 
+    @property
+    def clock_error(self) -> float:
+        """Who sleeps between asking for the time and hearing it takes the middle of that for the moment it was."""
+        return self.longest_sleep / 2
+
     def suspend(self) -> None:
         """SIGSTOP."""
         if not self.suspended:

@@ -294,6 +294,16 @@ def test_who_slept_while_it_asked_for_the_time_is_late_by_half_of_that(stage, sl
     assert stage.violated == violated
 
 
+@pytest.mark.parametrize(("slept", "violated"), [(3.0, {"expiry"}), (4.0, set())])
+def test_who_slept_while_it_asked_for_the_time_has_tasks_expire_early_by_half_of_that(stage, slept, violated):
+    stage.client.suspend()
+    stage.world.engine.now = slept
+    stage.client.resume()
+    stage.observer.wishes[stage.id].expires_at = stage.world.engine.now + 2.1
+    stage.client.machine.resolve(stage.submission, Status.EXPIRED)
+    assert stage.violated == violated
+
+
 def test_a_beat_goes_with_the_tail_that_the_server_loses(stage):
     stage.do("c0.1 receive", "ZADD", KEYS.receivers, 5, "c0.1")
     snapshot, saved = stage.world.server.model.snapshot(), stage.observer.save()
