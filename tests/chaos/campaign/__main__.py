@@ -16,8 +16,10 @@ from typing import Any
 
 from campaign.fleet import Fleet
 from campaign.history import History
+from campaign.leftovers import clock, collected, killed_clients, left_behind
 from campaign.monkeys import Monkeys
 from campaign.report import Report, markdown
+from campaign.roster import roster
 from campaign.verdict import judge
 from campaign.workload import QUEUES
 from streamfleet_conformance.proxy import Fault, FaultProxy
@@ -31,8 +33,11 @@ RATES = {
     Fault.CUT: 0.001,
     Fault.SLOW: 0.002,
 }
+PASSED = ("seconds", "seed", "shells", "libraries", "workers", "clients", "rate", "every")
+"""Options that make a campaign what it is."""
 TICK = 0.05
 DRAIN = 90.0
+COLLECT = 20.0
 
 
 def arguments() -> argparse.Namespace:
@@ -41,11 +46,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--server", default="valkey-9.1", help="names of the catalogue, separated by commas")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--shells", default="sync,asyncio,trio", help="of the members, in turn")
-    parser.add_argument("--libraries", default="redis,valkey", help="URL schemes of the members, in turn")
+    parser.add_argument("--shells", default="sync,asyncio,trio", help="of the processes, in turn")
+    parser.add_argument("--libraries", default="redis,valkey", help="URL schemes of the processes, in turn")
     parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--clients", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=150.0, help="tasks per second and client")
+    parser.add_argument("--clients", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=100.0, help="tasks per second and client")
     parser.add_argument("--every", type=float, default=0.7, help="mean seconds between two bad things")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--report", type=Path, default=None)
@@ -61,30 +66,19 @@ def run(options: argparse.Namespace, directory: Path) -> Report:
         (directory / "server").mkdir()
         server = stack.enter_context(launch(options.server, appendonly=True, extra=extra))
         proxies = [stack.enter_context(FaultProxy(server.port)) for _ in range(2)]
-        fleet = Fleet(directory, rng, options.rate)
+        shells, schemes = options.shells.split(","), options.libraries.split(",")
+        fleet = Fleet(directory, rng, options.rate, shells, schemes)
         stack.callback(fleet.kill_all)
         monkeys = Monkeys(server, fleet, rng)
-        shells, schemes = options.shells.split(","), options.libraries.split(",")
         for role, proxy, count in (
             ("worker", proxies[0], options.workers),
             ("client", proxies[1], options.clients),
         ):
-            for number in range(count):
-                scheme = schemes[number % len(schemes)]
-                url = f"{scheme}://127.0.0.1:{proxy.port}?timeout=3"
-                fleet.add(role, shells[number % len(shells)], url)
+            for _ in range(count):
+                fleet.add(role, proxy.port)
         for number, proxy in enumerate(proxies):
             proxy.random_faults(Random(options.seed + number), RATES)
-        started = time.monotonic()
-        next_act = started + 1.0
-        while (now := time.monotonic()) < started + options.seconds:
-            if now >= next_act:
-                monkeys.act()
-                next_act = now + rng.expovariate(1 / options.every)
-            monkeys.undo_due()
-            fleet.restart_dead()
-            time.sleep(TICK)
-        monkeys.undo_due(everything=True)
+        trouble(options, rng, fleet, monkeys)
         for proxy in proxies:
             proxy.calm()
         fleet.resume_all()
@@ -92,8 +86,9 @@ def run(options: argparse.Namespace, directory: Path) -> Report:
         late = fleet.end("client", DRAIN)
         drained = wait_until_drained(monkeys, fleet)
         late += fleet.end("worker", DRAIN)
+        late += collect(monkeys, fleet, proxies[0].port)
         server_version = f"{options.server} ({server.version})"
-        leftovers = left_behind(monkeys)
+        leftovers = left_behind(monkeys.ask, killed_clients(fleet.logs("client")))
         faults = sum((proxy.counts for proxy in proxies), Counter())
         server.stop()
         history = History().read(directory / "server")
@@ -106,11 +101,27 @@ def run(options: argparse.Namespace, directory: Path) -> Report:
             network_faults={fault.name: count for fault, count in faults.items()},
             meddling=dict(monkeys.counts),
             kills=fleet.kills + monkeys.counts["server SIGKILL"],
-            refusals=fleet.refusals,
+            refusals=dict(fleet.refusals),
+            crashed=fleet.crashes,
             drained=drained,
             late=late,
             leftovers=leftovers,
+            roster={role: roster(role, fleet.logs(role)) for role in ("worker", "client")},
         )
+
+
+def trouble(options: argparse.Namespace, rng: Random, fleet: Fleet, monkeys: Monkeys) -> None:
+    """Bad things happen for so many seconds, and are then undone."""
+    started = time.monotonic()
+    next_act = started + 1.0
+    while (now := time.monotonic()) < started + options.seconds:
+        if now >= next_act:
+            monkeys.act()
+            next_act = now + rng.expovariate(1 / options.every)
+        monkeys.undo_due()
+        fleet.restart_dead()
+        time.sleep(TICK)
+    monkeys.undo_everything()
 
 
 def wait_until_drained(monkeys: Monkeys, fleet: Fleet) -> bool:
@@ -120,24 +131,19 @@ def wait_until_drained(monkeys: Monkeys, fleet: Fleet) -> bool:
     deadline = time.monotonic() + DRAIN
     while time.monotonic() < deadline:
         fleet.restart_dead(("worker",))
-        if monkeys.ask(*commands) == [0] * len(commands):
+        if monkeys.ask(*commands, clock())[:-1] == [0] * len(commands):
             return True
         time.sleep(TICK * 2)
     return False
 
 
-def left_behind(monkeys: Monkeys) -> list[str]:
-    """Keys that nobody declared. Markers and receivers of killed clients wait for their time-outs."""
-    replies = monkeys.ask(("KEYS", "*"))
-    found = replies[0] if replies and isinstance(replies[0], list) else []
-    declared = {
-        name
-        for queue in QUEUES
-        for keys in (queue_keys(queue),)
-        for name in (keys.stream, keys.fence, keys.moves, keys.dead, keys.receivers)
-    }
-    strays = [key.decode() for key in found if isinstance(key, bytes) and key not in declared]
-    return [key for key in strays if ":producer:" not in key and not key.startswith("streamfleet:receiver:")]
+def collect(monkeys: Monkeys, fleet: Fleet, port: int) -> list[str]:
+    """A last worker removes what killed clients have left. Returns its name if it did not end in time."""
+    fleet.add("worker", port, client_timeout=1.0)
+    deadline = time.monotonic() + COLLECT
+    while not collected(monkeys.ask) and time.monotonic() < deadline:
+        time.sleep(TICK * 2)
+    return fleet.end("worker", DRAIN)
 
 
 def one(options: argparse.Namespace) -> dict[str, Any]:
@@ -150,8 +156,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
 
 def several(options: argparse.Namespace, servers: list[str]) -> list[dict[str, Any]]:
     """Campaigns against several servers at the same time, each in a process of its own."""
-    passed = ("seconds", "seed", "shells", "libraries", "workers", "clients", "rate", "every")
-    common = [word for name in passed for word in (f"--{name}", str(getattr(options, name)))]
+    common = [word for name in PASSED for word in (f"--{name}", str(getattr(options, name)))]
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "campaign", "--server", server, "--json", *common], stdout=subprocess.PIPE
@@ -161,12 +166,20 @@ def several(options: argparse.Namespace, servers: list[str]) -> list[dict[str, A
     return [json.loads(process.communicate()[0]) for process in processes]
 
 
+def again(options: argparse.Namespace) -> str:
+    """The command that replays this campaign: the same orders and faults, at other moments."""
+    words = [f"--{name} {getattr(options, name)}" for name in ("server", *PASSED)]
+    return f"PYTHONPATH=tests/chaos python -m campaign {' '.join(words)}"
+
+
 def main() -> int:
     """Exit code 1 when anything was lost, doubled, invented or left."""
     options = arguments()
     if options.seed is None:
         options.seed = Random().randrange(1 << 30)
     servers = options.server.split(",")
+    if not options.json or len(servers) > 1:
+        print(f"seed {options.seed}; again: {again(options)}", file=sys.stderr, flush=True)
     figures = [one(options)] if len(servers) == 1 else several(options, servers)
     if options.report:
         options.report.write_text(markdown(figures))

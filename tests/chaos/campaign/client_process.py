@@ -1,6 +1,15 @@
 """One client process of a campaign: ``python -m campaign.client_process SHELL URL LOG SEED FIRST RATE``.
 
-It enqueues numbered tasks until SIGTERM, then sends what is left, waits for what it tracks, and ends.
+It enqueues numbered tasks until SIGTERM, then sends what is left, waits for what it tracks, and ends. Its log:
+
+    client ID                         under this id the server knows it
+    offered NUMBER MS …               it is about to enqueue this (`workload.Order.words`), at this Unix time
+    full NUMBER                       its buffer did not take it
+    accepted NUMBER ID                it was told that the server has it
+    cancelling NUMBER ID              it asks for the task back
+    cancelled NUMBER ID STATUS        the answer; without one within half a second there is no such line
+    outcome NUMBER ID STATUS MS       it was told of the end
+    finished UNSENT                   it ends in order
 """
 
 from __future__ import annotations
@@ -11,18 +20,21 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from campaign.logfile import LogFile
-from campaign.workload import order
+from campaign.logfile import LogFile, now_ms
+from campaign.process import exit_code, ready
+from campaign.workload import Order, order
 from streamfleet import BufferFull, Status, driver_from_url
 from streamfleet.sync import Client
 
 PAUSE = 0.05
 SETTLE = 40.0
+PATIENCE = 0.5
+"""Seconds for an answer whether a task was cancelled."""
 OPTIONS: dict[str, Any] = {"buffer_timeout": 0, "block": 1.0, "heartbeat": 1.0}
 
 
@@ -33,30 +45,46 @@ class Offers:
         self._log = log
         self._waiting: deque[tuple[int, Any, bool]] = deque()
         self._tracked: deque[tuple[int, Any]] = deque()
+        self._cancels: list[tuple[float, int, Any]] = []
 
-    def add(self, number: int, handle: Any, tracked: bool) -> None:
+    def add(self, number: int, handle: Any, order: Order) -> None:
         """A task was taken into the buffer."""
-        self._waiting.append((number, handle, tracked))
+        self._waiting.append((number, handle, order.tracked))
+        if order.cancel_after is not None:
+            self._cancels.append((time.monotonic() + order.cancel_after, number, handle))
 
     def look(self) -> bool:
         """Log what has been accepted and what has ended. False: there is nothing left to wait for."""
         for _ in range(len(self._waiting)):
             number, handle, tracked = self._waiting.popleft()
-            if handle.status in (Status.BUFFERED, Status.SENT):
+            status = handle.status
+            if status in (Status.BUFFERED, Status.SENT):
                 self._waiting.append((number, handle, tracked))
                 continue
-            if handle.status in (Status.EXPIRED, Status.REFUSED):
-                continue
-            self._log.write("accepted", number, handle.id)
-            if tracked:
+            if status in (Status.ACCEPTED, Status.COMPLETED, Status.FAILED):
+                self._log.write("accepted", number, handle.id)
+            if tracked or status is not Status.ACCEPTED:
                 self._tracked.append((number, handle))
         for _ in range(len(self._tracked)):
             number, handle = self._tracked.popleft()
             if handle.done:
-                self._log.write("outcome", number, handle.id, handle.status.name)
+                self._log.write("outcome", number, handle.id, handle.status.name, now_ms())
             else:
                 self._tracked.append((number, handle))
-        return bool(self._waiting or self._tracked)
+        return bool(self._waiting or self._tracked or self._cancels)
+
+    def to_cancel(self) -> Iterator[tuple[int, Any]]:
+        """Tasks whose time has come to be taken back."""
+        now = time.monotonic()
+        due = [(number, handle) for at, number, handle in self._cancels if at <= now]
+        self._cancels = [row for row in self._cancels if row[0] > now]
+        for number, handle in due:
+            self._log.write("cancelling", number, handle.id)
+            yield number, handle
+
+    def answered(self, number: int, handle: Any) -> None:
+        """The client was told whether it has the task back."""
+        self._log.write("cancelled", number, handle.id, handle.status.name)
 
     @property
     def unaccepted(self) -> int:
@@ -73,28 +101,48 @@ class Script:
         self.number = first
         self.burst = max(1, int(rate * PAUSE))
 
-    def next(self) -> tuple[str, str, bool, dict[str, Any]]:
+    def next(self) -> Order:
         """The next order, logged as offered."""
-        self._log.write("offered", self.number)
-        return order(self.number, self._rng)
+        chosen = order(self.number, self._rng)
+        self._log.write("offered", self.number, now_ms(), *chosen.words())
+        return chosen
+
+    def full(self) -> None:
+        """The last order was not taken. The next has its number."""
+        self._log.write("full", self.number)
 
 
-def run_sync(url: str, script: Script, offers: Offers, stop: threading.Event) -> None:
+def run_sync(url: str, log: LogFile, script: Script, offers: Offers, stop: threading.Event) -> None:
     """A client for threads."""
-    with Client(driver_from_url(url), **OPTIONS) as client:
+    driver = driver_from_url(url)
+    pause = threading.Event()
+
+    def look() -> bool:
+        for number, handle in offers.to_cancel():
+            try:
+                handle.cancel(PATIENCE)
+            except TimeoutError:
+                continue
+            offers.answered(number, handle)
+        return offers.look()
+
+    with Client(driver, **OPTIONS) as client:
+        log.write("client", client.id)
+        ready(log, "sync", url, driver)
         while not stop.wait(PAUSE):
             for _ in range(script.burst):
-                queue, payload, tracked, options = script.next()
+                order = script.next()
+                enqueue = client.enqueue_tracked if order.tracked else client.enqueue
                 try:
-                    enqueue = client.enqueue_tracked if tracked else client.enqueue
-                    offers.add(script.number, enqueue(queue, payload, **options), tracked)
+                    handle = enqueue(order.queue, order.payload, **order.options)
                 except BufferFull:
+                    script.full()
                     break
+                offers.add(script.number, handle, order)
                 script.number += 1
-            offers.look()
+            look()
         deadline = time.monotonic() + SETTLE
-        pause = threading.Event()
-        while offers.look() and time.monotonic() < deadline:
+        while look() and time.monotonic() < deadline:
             pause.wait(PAUSE)
 
 
@@ -102,41 +150,59 @@ async def run_async(
     client: Any, sleep: Callable[[float], Awaitable[None]], script: Script, offers: Offers, stop: threading.Event
 ) -> None:
     """A client for asyncio or trio, already open."""
+
+    async def look() -> bool:
+        for number, handle in offers.to_cancel():
+            try:
+                await handle.cancel(PATIENCE)
+            except TimeoutError:
+                continue
+            offers.answered(number, handle)
+        return offers.look()
+
     while not stop.is_set():
         await sleep(PAUSE)
         for _ in range(script.burst):
-            queue, payload, tracked, options = script.next()
+            order = script.next()
+            enqueue = client.enqueue_tracked if order.tracked else client.enqueue
             try:
-                enqueue = client.enqueue_tracked if tracked else client.enqueue
-                offers.add(script.number, await enqueue(queue, payload, **options), tracked)
+                handle = await enqueue(order.queue, order.payload, **order.options)
             except BufferFull:
+                script.full()
                 break
+            offers.add(script.number, handle, order)
             script.number += 1
-        offers.look()
+        await look()
     deadline = time.monotonic() + SETTLE
-    while offers.look() and time.monotonic() < deadline:
+    while await look() and time.monotonic() < deadline:
         await sleep(PAUSE)
 
 
-def run_asyncio(url: str, script: Script, offers: Offers, stop: threading.Event) -> None:
+def run_asyncio(url: str, log: LogFile, script: Script, offers: Offers, stop: threading.Event) -> None:
     """A client on asyncio."""
     from streamfleet.asyncio import Client
 
     async def main() -> None:
-        async with Client(driver_from_url(url, shell="asyncio"), **OPTIONS) as client:
+        driver = driver_from_url(url, shell="asyncio")
+        async with Client(driver, **OPTIONS) as client:
+            log.write("client", client.id)
+            ready(log, "asyncio", url, driver)
             await run_async(client, asyncio.sleep, script, offers, stop)
 
     asyncio.run(main())
 
 
-def run_trio(url: str, script: Script, offers: Offers, stop: threading.Event) -> None:
+def run_trio(url: str, log: LogFile, script: Script, offers: Offers, stop: threading.Event) -> None:
     """A client on trio."""
     import trio
 
     from streamfleet.trio import Client
 
     async def main() -> None:
-        async with Client(driver_from_url(url, shell="trio"), **OPTIONS) as client:
+        driver = driver_from_url(url, shell="trio")
+        async with Client(driver, **OPTIONS) as client:
+            log.write("client", client.id)
+            ready(log, "trio", url, driver)
             await run_async(client, trio.sleep, script, offers, stop)
 
     trio.run(main)
@@ -145,16 +211,20 @@ def run_trio(url: str, script: Script, offers: Offers, stop: threading.Event) ->
 SHELLS = {"sync": run_sync, "asyncio": run_asyncio, "trio": run_trio}
 
 
-def main() -> None:
-    """Offer at the rate given, in small bursts, until SIGTERM."""
-    shell, url, log_path, seed, first, rate = sys.argv[1:]
+def main() -> int:
+    """Offer at the rate given, in small bursts, until SIGTERM; the exit code says whether the server refused."""
+    shell, url, path, seed, first, rate = sys.argv[1:]
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    log = LogFile(Path(log_path))
+    log = LogFile(Path(path))
     offers = Offers(log)
-    SHELLS[shell](url, Script(log, int(seed), int(first), float(rate)), offers, stop)
-    log.write("finished", offers.unaccepted)
+
+    def offer() -> None:
+        SHELLS[shell](url, log, Script(log, int(seed), int(first), float(rate)), offers, stop)
+        log.write("finished", offers.unaccepted)
+
+    return exit_code(offer, log)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

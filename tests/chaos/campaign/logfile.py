@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds: that of the servers too, for they are on this machine."""
+    return time.time_ns() // 1_000_000
 
 
 class LogFile:
@@ -15,3 +22,13 @@ class LogFile:
     def write(self, *words: object) -> None:
         """Append one line."""
         os.write(self._fd, (" ".join(map(str, words)) + "\n").encode())
+
+
+def lines_of(path: Path) -> Iterator[list[str]]:
+    """A log's lines, by words. The last may be cut off, when its writer was killed."""
+    if not path.exists():
+        return
+    text = path.read_text()
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        if line:
+            yield line.split()

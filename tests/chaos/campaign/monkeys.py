@@ -8,19 +8,27 @@ from collections import Counter
 from collections.abc import Callable
 from random import Random
 
-from campaign.fleet import LEASE, Fleet
+from campaign.fleet import LEASE, Denial, Fleet
 from campaign.workload import QUEUES
 from streamfleet.embedded import EmbeddedServer
 from streamfleet.redis import RedisDriver
-from streamfleet_core.connection import Command, Reply
+from streamfleet_core.connection import Command, Reply, ServerError
 from streamfleet_core.errors import ConnectionFailure, ServerRefused
 from streamfleet_core.keys import GROUP, queue_keys
 
 Later = tuple[float, Callable[[], None]]
+UNDONE = 60.0
+"""Seconds within which everything can be undone at the end."""
+DENIED = "XDEL"
+"""What nobody may do while a permission is missing."""
 
 
 class Monkeys:
-    """Each call of `act` does one bad thing; what has to be undone is undone when its time has come."""
+    """Each call of `act` does one bad thing; what has to be undone is undone when its time has come.
+
+    Which one is drawn from a deck without putting it back, so that the rare things happen, too; what cannot be
+    done at the moment comes later.
+    """
 
     def __init__(self, server: EmbeddedServer, fleet: Fleet, rng: Random) -> None:
         self._server = server
@@ -31,7 +39,7 @@ class Monkeys:
         self.counts: Counter[str] = Counter()
         self._actions: list[tuple[int, Callable[[], str]]] = [
             (14, self.kill_worker),
-            (5, self.kill_client),
+            (6, self.kill_client),
             (8, self.suspend_worker),
             (3, self.suspend_client),
             (3, self.kill_server),
@@ -44,20 +52,35 @@ class Monkeys:
             (3, self.fill_memory),
             (2, self.take_permission),
         ]
+        self._deck: list[Callable[[], str]] = []
 
     def act(self) -> None:
         """One thing goes wrong."""
-        weights = [weight for weight, _ in self._actions]
-        action = self._rng.choices([action for _, action in self._actions], weights)[0]
+        if not self._deck:
+            self._deck = [action for weight, action in self._actions for _ in range(weight)]
+            self._rng.shuffle(self._deck)
+        action = self._deck.pop()
         done = action()
         if done:
             self.counts[done] += 1
+        else:
+            self._deck.insert(self._rng.randrange(len(self._deck) + 1), action)
 
-    def undo_due(self, *, everything: bool = False) -> None:
+    def undo_everything(self) -> None:
+        """Undo until nothing is left: what does not succeed yet is tried again."""
+        deadline = time.monotonic() + UNDONE
+        while self._later:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{len(self._later)} faults could not be undone within {UNDONE:g} s")
+            self._undo([undo for _, undo in self._later])
+
+    def undo_due(self) -> None:
         """End what has lasted long enough."""
         now = time.monotonic()
-        due = [undo for at, undo in self._later if everything or at <= now]
-        self._later = [] if everything else [(at, undo) for at, undo in self._later if at > now]
+        self._undo([undo for at, undo in self._later if at <= now])
+
+    def _undo(self, due: list[Callable[[], None]]) -> None:
+        self._later = [(at, undo) for at, undo in self._later if undo not in due]
         for undo in due:
             undo()
 
@@ -147,7 +170,11 @@ class Monkeys:
         return "server SIGSTOP"
 
     def _meddle(self, name: str, *commands: Command) -> str:
-        return name if not self._server_down and self.ask(*commands) else ""
+        return name if not self._server_down and self._done(*commands) else ""
+
+    def _done(self, *commands: Command) -> bool:
+        replies = self.ask(*commands)
+        return bool(replies) and not any(isinstance(reply, ServerError) for reply in replies)
 
     def cut_connections(self) -> str:
         """CLIENT KILL of everybody."""
@@ -193,10 +220,19 @@ class Monkeys:
         return self._meddle("OOM", ("CONFIG", "SET", "maxmemory", 1))
 
     def take_permission(self) -> str:
-        """An ACL right is missing for a moment: workers stop with the reason, and are started again."""
-        self._undo_in(0.5, lambda: self._restore(("ACL", "SETUSER", "default", "+@all")))
-        return self._meddle("ACL -xdel", ("ACL", "SETUSER", "default", "-xdel"))
+        """An ACL right is missing for a moment: who needs it stops with the reason, and is started again."""
+        denial = Denial(DENIED)
+        self._fleet.denials.append(denial)
 
-    def _restore(self, command: Command) -> None:
-        if not self._server_down and not self.ask(command):
-            self._undo_in(0.2, lambda: self._restore(command))
+        def given_back() -> None:
+            denial.end = time.monotonic()
+
+        self._undo_in(0.5, lambda: self._restore(("ACL", "SETUSER", "default", "+@all"), given_back))
+        return self._meddle(f"ACL -{DENIED.lower()}", ("ACL", "SETUSER", "default", f"-{DENIED.lower()}"))
+
+    def _restore(self, command: Command, done: Callable[[], None] = lambda: None) -> None:
+        """Until it succeeds. A server that was killed meanwhile has forgotten the change, and is told in vain."""
+        if not self._server_down and self._done(command):
+            done()
+        else:
+            self._undo_in(0.2, lambda: self._restore(command, done))

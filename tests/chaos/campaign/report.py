@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any
 
+from campaign.roster import Part
 from campaign.verdict import Verdict
 
 
@@ -21,15 +22,21 @@ class Report:
     network_faults: dict[str, int]
     meddling: dict[str, int]
     kills: int
-    refusals: int
+    refusals: dict[str, int]
+    """Processes that ended because the campaign had taken a right away, by role and reason."""
+    crashed: list[str]
+    """Processes that ended, or complained, without a reason of ours."""
     drained: bool
     late: list[str]
     leftovers: list[str]
+    roster: dict[str, dict[str, Part]]
+    """By role and kind."""
 
     @property
     def good(self) -> bool:
-        """Nothing lost, doubled, invented or left; everybody ended in time."""
-        return self.verdict.violations == 0 and self.drained and not self.late and not self.leftovers
+        """Nothing lost, doubled, invented or left; everybody ended in time and for a reason."""
+        wrong = self.crashed or self.late or self.leftovers
+        return self.verdict.violations == 0 and self.drained and not wrong
 
     @property
     def faults(self) -> int:
@@ -45,12 +52,18 @@ class Report:
             "good": self.good,
             "faults": self.faults,
             "kills": self.kills,
+            "refused": sum(self.refusals.values()),
             "refusals": self.refusals,
+            "crashes": len(self.crashed),
+            "crashed": self.crashed,
             "drained": self.drained,
             "late": self.late,
             "leftovers": self.leftovers,
             "network_faults": self.network_faults,
             "meddling": self.meddling,
+            "roster": {
+                role: {kind: asdict(part) for kind, part in parts.items()} for role, parts in self.roster.items()
+            },
             **self.verdict.as_dict(),
         }
 
@@ -60,13 +73,16 @@ ROWS = (
     ("seconds", "seconds of trouble"),
     ("faults", "faults injected"),
     ("kills", "processes killed"),
+    ("refused", "processes that ended for want of a right"),
     ("offered", "tasks offered"),
     ("accepted", "accepted, as clients were told"),
     ("completed", "completed"),
     ("dead", "dead-lettered, as ordered"),
     ("expired", "expired, as ordered"),
+    ("cancelled", "cancelled, as asked for"),
     ("recovered", "ended though their client was killed"),
     ("ran_twice", "ran more often than attempted (allowed)"),
+    ("untold", "outcome unknown, because the receiver was removed (allowed)"),
     ("lost", "**lost**"),
     ("enqueued_twice", "**enqueued twice**"),
     ("ended_twice", "**ended twice**"),
@@ -74,6 +90,11 @@ ROWS = (
     ("unexpected", "**unexpected**"),
     ("never_ran", "**completed without a run**"),
     ("told_wrongly", "**client told wrongly**"),
+    ("not_told", "**client not told**"),
+    ("unsent", "**not sent by a client that ended in order**"),
+    ("against_orders", "**ended otherwise than ordered**"),
+    ("ran_though_cancelled", "**ran though cancelled**"),
+    ("crashes", "**crashed**"),
     ("drained", "drained at the end"),
 )
 
@@ -92,7 +113,12 @@ def markdown(figures: list[dict[str, Any]]) -> str:
     for column in figures:
         injected = sorted({**column["network_faults"], **column["meddling"]}.items())
         lines += ["", f"{column['server']}: " + ", ".join(f"{name} {count}" for name, count in injected) + "."]
-        for name in ("late", "leftovers"):
+        for role, members in column["roster"].items():
+            done = "handled" if role == "worker" else "accepted"
+            parts = (f"{kind}: {part['processes']} ({part['tasks']:,})" for kind, part in sorted(members.items()))
+            lines += ["", f"{role.capitalize()} processes (tasks {done}): {', '.join(parts)}."]
+        lines += [""] + [f"- {count} times: {reason}" for reason, count in column["refusals"].items()]
+        for name in ("crashed", "late", "leftovers"):
             lines += [f"- {name}: {item}" for item in column[name]]
         for name in Verdict.FAULTS:
             lines += [f"- {name}: {example}" for example in column[f"{name}_examples"]]
