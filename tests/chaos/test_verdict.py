@@ -213,6 +213,19 @@ def test_a_task_may_expire_once_its_time_has_come_and_not_before(tmp_path):
     seen(early, "against_orders")
 
 
+def test_a_tracked_task_may_expire_untold_only_while_its_receiver_is_gone(tmp_path):
+    begun = [add(b"1-1", expires=5000, tracked=True), MARKER]
+    soon = offered(tracked=True, options='{"expires_in":5}')
+    gone = ENTER, begun, [[b"DEL", RECEIVER]], tick(5100), [end()], tick(5101)
+    verdict = verdict_of(tmp_path, *gone, offers=(soon, ACCEPTED), runs="")
+    seen(verdict)
+    assert verdict.expired == 1
+    there = ENTER, begun, tick(5100), [end()], tick(5101)
+    seen(verdict_of(tmp_path, *there, offers=(soon, ACCEPTED), runs=""), "not_told")
+    told = ENTER, begun, tick(5100), TOLD, tick(5101)
+    assert verdict_of(tmp_path, *told, offers=(soon, ACCEPTED), runs="").never_ran
+
+
 def test_a_task_whose_expiry_is_far_away_did_not_expire(tmp_path):
     begun = [add(b"1-1", expires=500_000), MARKER]
     verdict = verdict_of(tmp_path, begun, tick(100), [end()], tick(200), offers=(LATER, ACCEPTED), runs="")

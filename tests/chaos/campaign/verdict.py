@@ -131,7 +131,7 @@ class _Judge:
         if not life.ends:
             verdict.lost.append(f"{task_id}: no end; live {life.live}, attempts {life.attempts}")
             return
-        end = self._end_of(life, offer, runs)
+        end = self._end_of(life, runs)
         if end in OUTCOMES:
             setattr(verdict, end, getattr(verdict, end) + 1)
         verdict.recovered += not (offer.accepted or offer.outcome or offer.answer)
@@ -155,13 +155,15 @@ class _Judge:
             early = offer.offered + expires_in * 1000 - life.expires
             self.verdict.against_orders.append(f"{task_id}: is to expire {early:.0f} ms too early")
 
-    def _end_of(self, life: Life, offer: Offer, runs: Runs) -> str:
-        """How it ended. An untracked task that expires is told to nobody: it goes as if it had completed."""
+    def _end_of(self, life: Life, runs: Runs) -> str:
+        """How it ended. A task whose expiry is told to nobody goes as if it had completed.
+
+        Nobody is told of those that are not tracked, and when the receiver is gone (if it is not: `Life.concealed`).
+        """
         end = life.ends[0]
         ran_to_its_end = len(life.attempts) in runs.ended
-        return (
-            "expired" if end == "completed" and life.expires and not life.tracked and not ran_to_its_end else end
-        )
+        unsaid = end == "completed" and not life.notices
+        return "expired" if unsaid and life.expires and not ran_to_its_end else end
 
     def _judge_end(self, task_id: str, end: str, life: Life, offer: Offer, runs: Runs) -> None:
         verdict, last = self.verdict, len(life.attempts)
