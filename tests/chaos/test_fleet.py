@@ -149,6 +149,14 @@ def test_other_errors_pass_even_beside_a_refusal():
     assert [type(error) for error in caught.value.exceptions] == [KeyError]
 
 
+def test_whoever_is_not_up_yet_is_spared(fleet):
+    member = fleet.run("import signal; signal.pause()")
+    member.log.write_text("")
+    assert fleet.pick("worker") is None
+    member.log.write_text("ready sync RedisDriver redis\n")
+    assert fleet.pick("worker") is member
+
+
 def test_each_pair_of_shell_and_library_has_its_turn():
     shells, schemes = ("sync", "asyncio", "trio"), ("redis", "valkey")
     turns = [pairs(shells, schemes, number) for number in range(6)]

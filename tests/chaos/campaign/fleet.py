@@ -63,6 +63,8 @@ class Member:
     suspended: bool = False
     killed: bool = False
     ending: bool = False
+    up: bool = False
+    """Is it known to be ready?"""
 
     @property
     def alive(self) -> bool:
@@ -72,7 +74,8 @@ class Member:
     @property
     def ready(self) -> bool:
         """Does its process obey?"""
-        return any(words[0] == "ready" for words in lines_of(self.log))
+        self.up = self.up or any(words[0] == "ready" for words in lines_of(self.log))
+        return self.up
 
     @property
     def refusal(self) -> str:
@@ -122,7 +125,7 @@ class Fleet:
         """Fill a place with a new process, on the shell and library whose turn it is."""
         member.starts += 1
         member.started = time.monotonic()
-        member.suspended = member.killed = member.ending = False
+        member.suspended = member.killed = member.ending = member.up = False
         name = f"{member.name}-{member.starts}"
         shell, scheme = pairs(self._shells, self._schemes, next(self._numbers[member.role]))
         url = f"{scheme}://127.0.0.1:{self._ports[member.role]}?timeout=3"
@@ -181,8 +184,8 @@ class Fleet:
         return any(denial.explains(member.refusal, member.started, now) for denial in self.denials)
 
     def pick(self, role: str) -> Member | None:
-        """A random living member."""
-        living = [member for member in self.members if member.role == role and member.alive]
+        """A random living member. Whoever is not up yet has nothing to lose."""
+        living = [member for member in self.members if member.role == role and member.alive and member.ready]
         return self._rng.choice(living) if living else None
 
     def send(self, member: Member, number: signal.Signals) -> None:

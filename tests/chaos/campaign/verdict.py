@@ -158,7 +158,7 @@ class _Judge:
     def _end_of(self, life: Life, runs: Runs) -> str:
         """How it ended. A task whose expiry is told to nobody goes as if it had completed.
 
-        Nobody is told of those that are not tracked, and when the receiver is gone (if it is not: `Life.concealed`).
+        Nobody is told of those that are not tracked, and when the receiver is gone (else see `Life.concealed`).
         """
         end = life.ends[0]
         ran_to_its_end = len(life.attempts) in runs.ended
