@@ -314,7 +314,7 @@ class Publisher:
                 continue
             machine.left_buffer(submission)
             if submission.expires_at:  # now that the server's clock is known
-                submission.expires(machine.clock.ms(submission.expires_at))
+                submission.expires(machine.clock.at_most_ms(submission.expires_at))
             if submission.expires_ms and submission.expires_ms <= server_ms:
                 machine.pending -= 1
                 machine.expire(submission)

@@ -160,7 +160,7 @@ class WorkerMachine:
                 if not self.clock.synchronised:
                     ready.appendleft(delivery)  # our own clock may be wrong: wait for what the server's says
                     return None
-                if task.expires_ms <= self.clock.ms(now):
+                if task.expires_ms <= self.clock.at_least_ms(now):
                     self._decide(delivery, Verdict.EXPIRED)
                     continue
             delivery.move(_RUNNING)

@@ -55,12 +55,12 @@ def test_the_campaign_was_one(campaigns):
         assert campaign["faults"] >= 150
         assert campaign["kills"] >= 20
         assert campaign["refused"] >= 1
-        assert campaign["offered"] >= SECONDS * 100
+        assert campaign["offered"] >= SECONDS * 50
         assert campaign["accepted"] >= 0.8 * campaign["offered"]
         assert campaign["completed"] >= 0.9 * campaign["accepted"]
         assert campaign["ran_twice"] >= 1
-        for kind in ("dead", "expired", "cancelled"):
-            assert campaign[kind] >= 10, kind
+        for kind, least in (("dead", 10), ("cancelled", 10), ("expired", 1)):
+            assert campaign[kind] >= least, kind
 
 
 def test_each_shell_on_each_library_took_part_as_worker_and_as_client(campaigns):

@@ -30,6 +30,32 @@ def test_the_newest_sample_counts():
     assert clock.ms(3.0) == 501_000
 
 
+def test_a_slow_answer_does_not_spoil_what_is_known_better():
+    clock = ServerClock(WALL, 0.0)
+    clock.observed(1_001_000, 1.0, 1.001)
+    clock.observed(1_006_000, 2.0, 6.0)  # suspended for four seconds, and read its clock at the end
+    assert clock.ms(6.0) == pytest.approx(1_006_000, abs=1)
+    assert clock.at_least_ms(6.0) <= 1_006_000 <= clock.at_most_ms(6.0)
+
+
+def test_a_clock_that_was_set_is_followed():
+    clock = ServerClock(WALL, 0.0)
+    clock.observed(1_001_000, 1.0, 1.001)
+    clock.observed(1_602_000, 2.0, 2.5)
+    assert clock.ms(2.25) == 1_602_000
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 1), st.floats(0, 10)), min_size=1))
+def test_whatever_the_answers_took_the_servers_time_is_within_the_bounds(exchanges):
+    clock, now = ServerClock(WALL, 0.0), 0.0
+    for before, part, took in exchanges:
+        sent = now + before
+        now = sent + took
+        clock.observed(int((sent + took * part) * 1000) + 5_000_000, sent, now)
+    assert clock.at_least_ms(now) - 1 <= int(now * 1000) + 5_000_000 <= clock.at_most_ms(now) + 1
+    assert clock.at_least_ms(now) <= clock.ms(now) <= clock.at_most_ms(now)
+
+
 @given(
     st.floats(0, 1e9),
     st.integers(0, 2**47),

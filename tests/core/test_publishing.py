@@ -1,5 +1,6 @@
 import pytest
 
+from streamfleet_core.clock import ServerClock
 from streamfleet_core.connection import ServerError
 from streamfleet_core.errors import PermissionMissing, WrongKeyType
 from streamfleet_core.events import EventKind
@@ -154,6 +155,15 @@ def test_a_task_that_expires_in_the_buffer_ends_there(world):
     assert ids(world) == [s.id for s in kept]
     assert client.machine.pending == 0
     assert client.events(EventKind.EXPIRED_LOCALLY)
+
+
+def test_a_task_does_not_expire_early_because_the_server_was_slow_to_tell_the_time(world):
+    client = settled(world)
+    client.machine.clock = ServerClock(0.0, 0.0)
+    client.machine.clock.observed(world.server_ms() - 4000, world.now - 4.0, world.now)  # read at once, told late
+    client.enqueue(b"x", expires_in=10)
+    world.pump()
+    assert int(world.stream()[-1][b"expires_ts"]) >= world.server_ms() + 10_000
 
 
 def test_the_markers_life_is_prolonged_while_the_client_works(world):

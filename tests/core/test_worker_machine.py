@@ -1,5 +1,6 @@
 import pytest
 
+from streamfleet_core.clock import ServerClock
 from streamfleet_core.config import WorkerConfig
 from streamfleet_core.connection import ServerError
 from streamfleet_core.errors import PermissionMissing, ServerRefused, UsageError, WrongKeyType
@@ -96,6 +97,15 @@ def test_a_task_that_may_expire_waits_for_the_servers_clock(world):
     worker.settle.frozen = False
     world.pump()
     assert worker.take().task.id == "t1"
+
+
+def test_a_task_does_not_expire_because_the_server_was_slow_to_tell_the_time(world):
+    worker = world.worker()
+    world.enqueue("soon", expires_ms=world.server_ms() + 1000)
+    world.pump()
+    worker.machine.clock = ServerClock(0.0, 0.0)
+    worker.machine.clock.observed(world.server_ms(), world.now - 4.0, world.now)
+    assert worker.take().task.id == "soon"
 
 
 @pytest.mark.parametrize(
