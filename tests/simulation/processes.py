@@ -297,7 +297,7 @@ class WorkerProcess(Process):
 
     def _cancelled(self, delivery: Delivery) -> None:
         machine = self.machine
-        self.world.counts["drained too short"] += machine.stopping and self.now >= machine.stop_at
+        self.world.counts["drained too short"] += machine.stopping and self.now >= machine.time.stop_at
         if self._obedient:
             self._interrupt(delivery)
         elif delivery.queue.timeout:

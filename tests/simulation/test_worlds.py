@@ -326,13 +326,13 @@ def test_a_loop_that_turns_at_one_instant_is_a_violation_of_its_world(monkeypatc
 
 
 def test_a_loop_that_hardly_rests_is_a_violation_of_its_world(monkeypatch):
-    tick = WorkerMachine.tick
+    tick = Timekeeper.tick
 
-    def hasty(machine, now):
-        tick(machine, now)
-        machine.next_tick = now + 0.0004
+    def hasty(keeper, now):
+        tick(keeper, now)
+        keeper.next_tick = now + 0.0004
 
-    monkeypatch.setattr(WorkerMachine, "tick", hasty)
+    monkeypatch.setattr(Timekeeper, "tick", hasty)
     assert_spins(run(world(task(0), workers=1)), "at 0.")
 
 
