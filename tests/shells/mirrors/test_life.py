@@ -14,6 +14,7 @@ from streamfleet.trio_driver import TrioDriver
 from streamfleet.valkey import ValkeyDriver
 from streamfleet_core.keys import queue_keys
 from streamfleet_core.state import IllegalTransition
+from streamfleet_core.timekeeping import Timekeeper
 
 WAIT = 60.0  # virtual seconds
 
@@ -216,17 +217,17 @@ async def test_the_error_of_a_block_comes_out_as_it_is(world, driver, worker_of,
     assert pending(driver) == []
 
 
-async def test_a_defect_ends_the_block_with_itself(world, driver, worker_of, echo):
+async def test_a_defect_ends_the_block_with_itself(world, driver, worker_of, echo, monkeypatch):
     worker = worker_of(world, driver, echo)
 
     async def work():
         async with worker.running():
             await world.sleep(1)
 
-            def defect(now):
+            def defect(keeper, now):
                 raise IllegalTransition("defect")
 
-            worker._run.machine.tick = defect
+            monkeypatch.setattr(Timekeeper, "tick", defect)
             await world.sleep(10_000)
 
     with pytest.raises(IllegalTransition, match="defect"):
