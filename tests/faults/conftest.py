@@ -22,6 +22,7 @@ from streamfleet.task import Task
 from streamfleet_conformance.actors import ActorProcess, Spec
 from streamfleet_conformance.journal import Journal
 from streamfleet_conformance.servers import launch
+from streamfleet_conformance.shells import Running
 from streamfleet_conformance.waiting import eventually
 from streamfleet_core.connection import Argument, Command, Connection, Reply, ServerError
 from streamfleet_core.keys import GROUP, queue_keys
@@ -121,7 +122,7 @@ class Stage:
     def process(self, behaviour: str, **config: Any) -> ActorProcess:
         """A worker in a process of its own; see `streamfleet_conformance.actors` for what it may do."""
         spec = Spec("sync", "redis", "", "")
-        process = ActorProcess(spec, self.server.url, self.queue, behaviour, CONFIG | config)
+        process = ActorProcess(spec, self.server.url, self.queue, behaviour, Running.THREAD, CONFIG | config)
         self.stack.callback(process.close)
         return process
 
