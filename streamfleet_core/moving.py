@@ -12,7 +12,7 @@ from streamfleet_core import safeguards
 from streamfleet_core.connection import Command, Reply, ServerError
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import QueueKeys
-from streamfleet_core.procedure import Answer, Steps, committed, transaction, trouble
+from streamfleet_core.procedure import Answer, Steps, committed, first_error, transaction, trouble
 from streamfleet_core.replies import parse_time
 from streamfleet_core.state import QueueState
 from streamfleet_core.wire import F_REASON, Undecodable, unpack_fields
@@ -68,7 +68,7 @@ class Mover:
                 ("ZRANGEBYSCORE", keys.schedule, "-inf", "+inf", "WITHSCORES", "LIMIT", 0, BATCH),
             ]
             answer = yield query
-            failed = _first_error(answer, query)
+            failed = first_error(answer, query)
             if failed:
                 trouble(self._control.link, *failed, answer.now)
                 return
@@ -92,7 +92,7 @@ class Mover:
             if results is not None:
                 self._machine.counts["moved"] += len(due)
                 self._report_missing(queue, due, bodies.replies[0])
-                failed = _first_error(Answer(results, answer.sent, answer.now), commands[1:-1])
+                failed = first_error(Answer(results, answer.sent, answer.now), commands[1:-1])
                 if failed:
                     self._rescue(queue, due, bodies.replies[0], results[2:-1], server_ms)
                     yield from self.put_back()
@@ -170,10 +170,3 @@ def _split(reply: Reply, server_ms: int) -> tuple[list[bytes], float | None]:
         if isinstance(task_id, bytes):
             due.append(task_id)
     return due, (float("inf") if len(flat) < 2 * BATCH else None)
-
-
-def _first_error(answer: Answer, commands: list[Command]) -> tuple[ServerError, Command] | None:
-    for command, reply in zip(commands, answer.replies, strict=True):
-        if isinstance(reply, ServerError):
-            return reply, command
-    return None

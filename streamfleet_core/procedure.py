@@ -35,6 +35,14 @@ def trouble(link: Link, error: ServerError, command: Command, now: float) -> Non
         link.trouble(error, command, now)
 
 
+def first_error(answer: Answer, commands: list[Command]) -> tuple[ServerError, Command] | None:
+    """The first error among the replies, and what was answered with it."""
+    for command, reply in zip(commands, answer.replies, strict=True):
+        if isinstance(reply, ServerError):
+            return reply, command
+    return None
+
+
 def transaction(commands: list[Command]) -> list[Command]:
     """MULTI, the commands, EXEC."""
     return [("MULTI",), *commands, ("EXEC",)]

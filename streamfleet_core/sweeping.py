@@ -12,7 +12,7 @@ from streamfleet_core import safeguards
 from streamfleet_core.connection import Command, Reply, ServerError
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import GROUP, receiver_key
-from streamfleet_core.procedure import Answer, Steps, committed, transaction, trouble
+from streamfleet_core.procedure import Answer, Steps, committed, first_error, transaction, trouble
 from streamfleet_core.replies import parse_entries, parse_flat, parse_pending, parse_time
 from streamfleet_core.state import QueueState
 
@@ -85,10 +85,10 @@ class Sweeper:
         receivers, receiver = queue.keys.receivers, receiver_key(client.decode(errors="surrogateescape"))
         query: list[Command] = [safeguards.watch_receivers(receivers), ("ZSCORE", receivers, client)]
         answer = yield query
-        for command, reply in zip(query, answer.replies, strict=True):
-            if isinstance(reply, ServerError):
-                trouble(self._control.link, reply, command, answer.now)
-                return
+        failed = first_error(answer, query)
+        if failed:
+            trouble(self._control.link, *failed, answer.now)
+            return
         if not safeguards.still_silent(score, answer.replies[1]):
             yield [("UNWATCH",)]
             return
