@@ -25,12 +25,14 @@ CANCEL_AT = 0.9
 class Timekeeper:
     """See the module's text."""
 
-    __slots__ = ("_machine", "_timed", "gave_up", "link", "next_tick", "stop_at")
+    __slots__ = ("_machine", "_timed", "gave_up", "link", "next_tick", "patience", "stop_at")
 
     link: Link
 
     def __init__(self, machine: WorkerMachine, now: float) -> None:
         self._machine = machine
+        self.patience = machine.config.lease * CANCEL_AT
+        """Seconds after its last renewal for which an entry is surely ours."""
         self._timed: dict[Delivery, None] = {}
         """Running deliveries with a timeout."""
         self.next_tick = now
@@ -44,7 +46,7 @@ class Timekeeper:
 
     def started(self, delivery: Delivery, now: float) -> None:
         """A handler begins: in time it may have to be told to stop."""
-        first = delivery.leased_from + self._machine.config.lease * CANCEL_AT
+        first = delivery.leased_from + self.patience
         timeout = delivery.queue.timeout
         if timeout:
             delivery.deadline = now + timeout
@@ -77,10 +79,11 @@ class Timekeeper:
                 machine.lane_of(queue).settle.kick()  # it sleeps without end while it has nothing to renew
             for delivery in queue.in_flight.values():
                 if delivery.phase is Phase.RUNNING and not delivery.cancelled:
-                    if delivery.leased_from + lease * CANCEL_AT <= now:
+                    until = delivery.leased_from + self.patience
+                    if until <= now:
                         machine.cancel(delivery, NO_CONTACT)
                     else:
-                        self.next_tick = min(self.next_tick, delivery.leased_from + lease * CANCEL_AT)
+                        self.next_tick = min(self.next_tick, until)
         if now < self.stop_at:
             self.next_tick = min(self.next_tick, self.stop_at)
         elif not self.gave_up:

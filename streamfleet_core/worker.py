@@ -30,7 +30,7 @@ from streamfleet_core.retry import policy_of
 from streamfleet_core.safeguards import Fence
 from streamfleet_core.settling import Settler
 from streamfleet_core.state import Delivery, Phase, QueueState, Verdict
-from streamfleet_core.timekeeping import CANCEL_AT, NO_CONTACT, Timekeeper
+from streamfleet_core.timekeeping import NO_CONTACT, Timekeeper
 from streamfleet_core.wire import Undecodable, decode_task
 
 MAX_ERROR = 500
@@ -153,7 +153,7 @@ class WorkerMachine:
             task = delivery.task
             if delivery.phase is not _READY or task is None:
                 continue
-            if delivery.leased_from < now - self.config.lease * CANCEL_AT:
+            if delivery.leased_from < now - self.time.patience:
                 ready.appendleft(delivery)  # not renewed for so long that others may have it: wait for the beat
                 return None
             if task.expires_ms:
@@ -228,14 +228,13 @@ class WorkerMachine:
 
     def abandon(self) -> None:
         """The server refuses: stop at once. Only what exists nowhere else is put back first (call again, then)."""
-        needed: set[Link] = set()
-        if not self.time.gave_up:
-            for lane in self.lanes.values():
-                needed |= {lane.settle} if lane.settler.rescues else set()
-                needed |= {lane.control} if lane.controller.mover.rescues else set()
-            needed = {link for link in needed if link.refusal is None}
+        needed: list[Link] = []
+        for lane in self.lanes.values():
+            for link, keeper in ((lane.settle, lane.settler), (lane.control, lane.controller.mover)):
+                if keeper.rescues and link.refusal is None and not self.time.gave_up:
+                    needed += (link, self.time.link)
         for link in self.links:
-            if link not in needed and not (needed and link is self.time.link):
+            if link not in needed:
                 link.stop()
 
     def give_up_running(self) -> None:
