@@ -1,4 +1,4 @@
-"""From how a handler ended to what the worker machine is told; for the shells on event loops."""
+"""From how a handler ended to what the worker machine is told."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable
 from contextvars import Context
 from traceback import format_exception
 
-from streamfleet.logs import logger
 from streamfleet.task import Task, result_bytes
 from streamfleet_core.errors import DoNotRetry, RetryLater
+from streamfleet_core.events import EventKind
 from streamfleet_core.state import Delivery, Phase
 from streamfleet_core.timekeeping import NO_CONTACT
 from streamfleet_core.worker import WorkerMachine
@@ -19,16 +19,35 @@ MAX_HANGING = 2
 _UNSET = object()
 
 
+class OddResults:
+    """Tells once per queue that its handler returns what cannot travel to the client."""
+
+    __slots__ = ("_machine", "_told")
+
+    def __init__(self, machine: WorkerMachine) -> None:
+        self._machine = machine
+        self._told: set[str] = set()
+
+    def tell(self, delivery: Delivery, value: object) -> None:
+        """The handler returned ``value``. Called as the machine is: one at a time."""
+        queue = delivery.queue.keys.queue
+        if queue not in self._told:
+            self._told.add(queue)
+            kind = type(value).__name__
+            mend = "which is not sent to the client: return bytes or str"
+            text = f"the handler of {queue!r} returned {kind}, {mend}"
+            self._machine.emit(EventKind.RESULT_DROPPED, text, delivery)
+
+
 class Attempts:
     """Reports the ends of a worker's attempts to its machine. Used on the event loop's thread only."""
 
-    __slots__ = ("_machine", "_odd_results", "_time", "_who")
+    __slots__ = ("_machine", "_odd_results", "_time")
 
-    def __init__(self, who: str, machine: WorkerMachine, time: Callable[[], float]) -> None:
-        self._who = who
+    def __init__(self, machine: WorkerMachine, time: Callable[[], float]) -> None:
         self._machine = machine
         self._time = time
-        self._odd_results: set[str] = set()
+        self._odd_results = OddResults(machine)
 
     def returned(self, delivery: Delivery, value: object) -> None:
         """The handler returned ``value``."""
@@ -37,7 +56,7 @@ class Attempts:
             return
         result = result_bytes(value)
         if result is None:
-            self._odd_result(delivery.queue.keys.queue, value)
+            self._odd_results.tell(delivery, value)
         self._machine.handler_returned(delivery, self._time(), result)
 
     def raised(self, delivery: Delivery, error: BaseException) -> None:
@@ -62,15 +81,10 @@ class Attempts:
         """A thread that was left to itself has returned after all."""
         self._machine.handler_returned(delivery, self._time())
 
-    def _odd_result(self, queue: str, value: object) -> None:
-        if queue not in self._odd_results:
-            self._odd_results.add(queue)
-            logger.warning(
-                "%s: the handler of %r returned %s, which is not sent to the client: return bytes or str",
-                self._who,
-                queue,
-                type(value).__name__,
-            )
+    def too_many_hang(self, hanging: int) -> None:
+        """Threads that were left to themselves have used up the places that are kept for such."""
+        text = f"{hanging} handlers hang in threads after they were given up; no more threads are added for them"
+        self._machine.emit(EventKind.HANDLERS_HANG, text, handlers=hanging)
 
 
 class Canceller:

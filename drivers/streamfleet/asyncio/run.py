@@ -21,7 +21,6 @@ from streamfleet.asyncio.threads import Threads
 from streamfleet.attempts import MAX_HANGING, Attempts, Canceller, call_in_thread, same_context
 from streamfleet.handlers import Handler, Handlers
 from streamfleet.identity import consumer_name
-from streamfleet.logs import logger
 from streamfleet.task import Task
 from streamfleet.watchdog import Watchdog
 from streamfleet_core.config import WorkerConfig
@@ -62,7 +61,7 @@ class Run:
             random=random,
         )
         self.loops = Loops(name, self.machine, driver, self._after)
-        self._attempts = Attempts(name, self.machine, loop.time)
+        self._attempts = Attempts(self.machine, loop.time)
         self._idle: list[Wakeup] = []
         self._slots = 0
         self._threads: Threads | None = None
@@ -205,11 +204,8 @@ class Run:
         self.loops.wake_kicked()
 
     async def _too_many_hang(self, result: asyncio.Future[Any]) -> None:
-        logger.error(
-            "%s: %d handlers hang in threads after they were given up; no more threads are added for them",
-            self.loops.who,
-            self._hanging,
-        )
+        self._attempts.too_many_hang(self._hanging)
+        self.loops.wake_kicked()
         await asyncio.wait([result])
 
     # ---- life ---------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from random import random
 from time import monotonic
 from typing import Any, TypeVar
 
+from streamfleet.attempts import OddResults
 from streamfleet.handlers import Handlers
 from streamfleet.identity import consumer_name, worker_name
 from streamfleet.sync.loops import Loops, check_driver
@@ -183,7 +184,7 @@ class _Run:
         """Has an idle handler been notified that has not come yet?"""
         self._threads = 0
         self._replaced: set[Delivery] = set()
-        self._odd_results: set[str] = set()
+        self._odd_results = OddResults(self.machine)
         with self.loops.lock:
             for link in self.machine.links:
                 self.loops.start(link)
@@ -278,14 +279,7 @@ class _Run:
         return lambda d: machine.handler_returned(d, monotonic(), result)
 
     def _odd_result(self, delivery: Delivery, value: object) -> None:
-        queue = delivery.queue.keys.queue
-        if queue not in self._odd_results:
-            self._odd_results.add(queue)
-            kind = type(value).__name__
-            text = (
-                f"the handler of {queue!r} returned {kind}, which is not sent to the client: return bytes or str"
-            )
-            self.machine.emit(EventKind.RESULT_DROPPED, text, delivery)
+        self._odd_results.tell(delivery, value)
         self.machine.handler_returned(delivery, monotonic())
 
     def _cancelled(self, delivery: Delivery) -> Callable[[], None]:

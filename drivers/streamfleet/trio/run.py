@@ -18,7 +18,6 @@ from streamfleet.async_contract import handler_name
 from streamfleet.attempts import MAX_HANGING, Attempts, Canceller, call_in_thread, same_context
 from streamfleet.handlers import Handler, Handlers
 from streamfleet.identity import consumer_name
-from streamfleet.logs import logger
 from streamfleet.task import Task
 from streamfleet.trio.loops import Loops
 from streamfleet.watchdog import Watchdog
@@ -60,7 +59,7 @@ class Run:
             random=random,
         )
         self.loops = Loops(name, self.machine, driver, self._after)
-        self._attempts = Attempts(name, self.machine, trio.current_time)
+        self._attempts = Attempts(self.machine, trio.current_time)
         self._idle = trio.lowlevel.ParkingLot()
         self._slots = 0
         self._at_work = 0
@@ -182,11 +181,8 @@ class Run:
         hanging = self._limiter.borrowed_tokens - self._awaited
         too_many = hanging >= MAX_HANGING * self.machine.config.concurrency
         if too_many:
-            logger.error(
-                "%s: %d handlers hang in threads after they were given up; no more threads are added for them",
-                self.loops.who,
-                hanging,
-            )
+            self._attempts.too_many_hang(hanging)
+            self.loops.wake_kicked()
         token = trio.lowlevel.current_trio_token()
 
         def run() -> tuple[object, BaseException | None]:
