@@ -210,6 +210,17 @@ def hold_at(wire, name):
 # ---- races between the links of one worker ----------------------------------------------------------------
 
 
+def end_while_the_history_is_read(world, worker, delivery):
+    """The server has answered the read, and the answer comes after the delivery's end: that ends it for good."""
+    worker.read.execute()
+    worker.succeed(delivery)
+    world.pump()
+    assert delivery.phase is Phase.SETTLED
+    worker.read.release()
+    assert worker.machine.take(world.now) is None
+    assert worker.deliveries == []
+
+
 @pytest.mark.parametrize("name", ["XPENDING", "XREADGROUP"])
 def test_an_entry_that_ends_while_our_history_is_read_is_not_taken_again(world, name):
     worker = world.worker(concurrency=2)
@@ -219,13 +230,7 @@ def test_an_entry_that_ends_while_our_history_is_read_is_not_taken_again(world, 
     worker.read.lose()
     hold_at(worker.read, name)
     world.advance(1)
-    worker.read.execute()
-    worker.succeed(delivery)
-    world.pump()
-    assert delivery.phase is Phase.SETTLED
-    worker.read.release()
-    assert worker.machine.take(world.now) is None
-    assert worker.deliveries == []
+    end_while_the_history_is_read(world, worker, delivery)
 
 
 def test_an_entry_that_is_read_in_the_place_of_another_and_ends_is_not_taken_again(world):
@@ -243,13 +248,7 @@ def test_an_entry_that_is_read_in_the_place_of_another_and_ends_is_not_taken_aga
     hold_at(worker.read, "XREADGROUP")
     world.advance(1)
     world.call("XACK", KEYS.stream, group, gone)
-    worker.read.execute()
-    worker.succeed(delivery)
-    world.pump()
-    assert delivery.phase is Phase.SETTLED
-    worker.read.release()
-    assert worker.machine.take(world.now) is None
-    assert worker.deliveries == []
+    end_while_the_history_is_read(world, worker, delivery)
 
 
 def test_an_entry_that_a_claim_brings_is_not_taken_from_our_history_too(world):

@@ -44,6 +44,14 @@ def settled(world):
     return client
 
 
+def scheduled(world):
+    """A client and a task of its that waits for a minute."""
+    client = world.client()
+    submission = client.enqueue(b"x", delay=60)
+    world.pump()
+    return client, submission
+
+
 def in_flight(world):
     client = settled(world)
     client.publish.hold_at("EXEC") if client.publish.flight else None
@@ -692,9 +700,7 @@ def test_a_queue_met_later_is_registered_too(world):
 
 
 def test_a_scheduled_task_is_cancelled_by_the_server(world):
-    client = world.client()
-    submission = client.enqueue(b"x", delay=60)
-    world.pump()
+    client, submission = scheduled(world)
     moves = world.value(KEYS.moves)
     client.machine.cancel(submission)
     assert submission.cancelling
@@ -722,9 +728,7 @@ def test_a_task_that_was_moved_meanwhile_takes_its_course(world):
 
 
 def test_a_cancel_whose_reply_was_lost_has_an_unknown_outcome(world):
-    client = world.client()
-    submission = client.enqueue(b"x", delay=60)
-    world.pump()
+    client, submission = scheduled(world)
     client.machine.cancel(submission)
     client.publish.until("ZREM")
     client.publish.execute()
@@ -822,9 +826,7 @@ def test_a_cancel_that_comes_too_late_does_not_abort_the_next_batch(world):
 
 
 def test_a_cancel_that_was_aborted_because_the_marker_has_gone_tells_of_a_loss(world):
-    client = world.client()
-    submission = client.enqueue(b"x", delay=60)
-    world.pump()
+    client, submission = scheduled(world)
     client.machine.cancel(submission)
     client.publish.until("ZREM")
     world.call("DEL", marker(client), KEYS.schedule, KEYS.scheduled)
@@ -834,9 +836,7 @@ def test_a_cancel_that_was_aborted_because_the_marker_has_gone_tells_of_a_loss(w
 
 
 def test_a_cancel_that_could_not_be_watched_behind_is_followed_by_a_greeting(world):
-    client = world.client()
-    submission = client.enqueue(b"x", delay=60)
-    world.pump()
+    client, submission = scheduled(world)
     client.machine.cancel(submission)
     client.publish.until("ZREM")
     world.refuse("BUSY Redis is busy running a script", "WATCH", times=1)
@@ -849,9 +849,7 @@ def test_a_cancel_that_could_not_be_watched_behind_is_followed_by_a_greeting(wor
 
 @pytest.mark.parametrize("name", ["WATCH", "HGET"])
 def test_a_cancel_that_cannot_be_looked_after_yet_waits(world, name):
-    client = world.client()
-    submission = client.enqueue(b"x", delay=60)
-    world.pump()
+    client, submission = scheduled(world)
     end = world.refuse("LOADING data", name)
     client.machine.cancel(submission)
     world.advance(2)
@@ -862,9 +860,7 @@ def test_a_cancel_that_cannot_be_looked_after_yet_waits(world, name):
 
 
 def test_a_schedule_that_may_not_be_read_is_told(world):
-    client = world.client()
-    submission = client.enqueue(b"x", delay=60)
-    world.pump()
+    client, submission = scheduled(world)
     world.refuse(NO_KEY, "HGET")
     client.machine.cancel(submission)
     world.pump()
@@ -873,9 +869,7 @@ def test_a_schedule_that_may_not_be_read_is_told(world):
 
 @pytest.mark.parametrize(("line", "told"), FINAL)
 def test_a_cancel_that_is_refused_for_good_is_told(world, line, told):
-    client = world.client()
-    submission = client.enqueue(b"x", delay=60)
-    world.pump()
+    client, submission = scheduled(world)
     world.refuse(line, "EXEC")
     client.machine.cancel(submission)
     world.pump()
@@ -884,9 +878,7 @@ def test_a_cancel_that_is_refused_for_good_is_told(world, line, told):
 
 
 def test_a_cancel_whose_request_was_lost_is_sent_again(world):
-    client = world.client()
-    submission = client.enqueue(b"x", delay=60)
-    world.pump()
+    client, submission = scheduled(world)
     client.machine.cancel(submission)
     client.publish.until("ZREM")
     client.publish.lose()
@@ -896,9 +888,7 @@ def test_a_cancel_whose_request_was_lost_is_sent_again(world):
 
 
 def test_a_cancel_that_was_aborted_or_refused_is_sent_again(world):
-    client = world.client()
-    submission = client.enqueue(b"x", delay=60)
-    world.pump()
+    client, submission = scheduled(world)
     world.call("HINCRBY", marker(client), "e", 1)
     end = world.refuse("EXECABORT Transaction discarded because of: NOREPLICAS few", "EXEC")
     client.machine.cancel(submission)
@@ -910,9 +900,7 @@ def test_a_cancel_that_was_aborted_or_refused_is_sent_again(world):
 
 
 def test_cancelling_what_has_ended_meanwhile_changes_nothing(world):
-    client = world.client()
-    submission = client.enqueue(b"x", delay=60)
-    world.pump()
+    client, submission = scheduled(world)
     client.machine.cancel(submission)
     client.machine.resolve(submission, Status.COMPLETED)
     world.pump()

@@ -217,27 +217,23 @@ def test_moves_token_of_two_movers_one_commits(world, without):
 # ---- sweep-compare ----------------------------------------------------------------------------------
 
 
-def test_sweep_compare_a_client_that_beats_at_the_last_moment_is_kept(world, without):
-    broken = without("watch_receivers", lambda receivers: ("PING",))
+@pytest.mark.parametrize(
+    ("safeguard", "command", "replacement"),
+    [
+        ("watch_receivers", "ZREM", lambda receivers: ("PING",)),
+        ("still_silent", "ZSCORE", lambda score, now: True),
+    ],
+)
+def test_sweep_compare_a_client_that_beats_at_the_last_moment_is_kept(
+    world, without, safeguard, command, replacement
+):
+    """After the set is watched, or before."""
+    broken = without(safeguard, replacement)
     name = "{streamfleet:q}slow"
     world.call("ZADD", KEYS.receivers, 1, name)
     world.call("XGROUP", "CREATE", receiver_key(name), "streamfleet-client", "0", "MKSTREAM")
     worker = world.worker(sweep_interval=4, client_timeout=30)
-    worker.control._hold_at = "ZREM"
-    world.advance(40)
-    assert worker.control.held
-    world.call("ZADD", KEYS.receivers, 2, name)
-    worker.control.release()
-    assert world.call("EXISTS", receiver_key(name)) == (0 if broken else 1)
-
-
-def test_sweep_compare_a_client_that_beats_before_the_set_is_watched_is_kept(world, without):
-    broken = without("still_silent", lambda score, now: True)
-    name = "{streamfleet:q}slow"
-    world.call("ZADD", KEYS.receivers, 1, name)
-    world.call("XGROUP", "CREATE", receiver_key(name), "streamfleet-client", "0", "MKSTREAM")
-    worker = world.worker(sweep_interval=4, client_timeout=30)
-    worker.control._hold_at = "ZSCORE"
+    worker.control._hold_at = command
     world.advance(40)
     assert worker.control.held
     world.call("ZADD", KEYS.receivers, 2, name)
