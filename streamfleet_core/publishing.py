@@ -267,7 +267,7 @@ class Publisher:
             self._machine.pending += len(batch.submissions)
         self._resend.extendleft(reversed(missing))
         self._receiver.forget()
-        self._machine.given_up(self._queues, applied, {s for batch in self._resend for s in batch.submissions})
+        self._machine.given_up(self._queues, applied, self._unsent())
 
     def _check(self, now: float) -> Exchange | None:
         """A client that has nothing to send would never notice that the server has lost its last tasks."""
@@ -414,7 +414,12 @@ class Publisher:
             if isinstance(reply, ServerError) and classify(reply) is not ErrorKind.GROUP_EXISTS:
                 self._trouble(reply, command, now)
                 return
-        self._receiver.registered(self._entering, now, created=replies[-1] == b"OK")
+        self._receiver.registered(self._entering, now, created=replies[-1] == b"OK", unsent=self._unsent())
+
+    def _unsent(self) -> set[Submission]:
+        """What is in batches that are still to be sent, or to be sent again."""
+        batches = [*self._resend, *([self._batch] if self._batch else [])]
+        return {submission for batch in batches for submission in batch.submissions}
 
     def _look(self, submission: Submission) -> Exchange:
         """A retry waits in the schedule, too; but that task has run, and what is cancelled never has."""

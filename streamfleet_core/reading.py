@@ -14,9 +14,9 @@ from streamfleet_core.connection import Command, Reply, ServerError, ServerIdent
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import GROUP
 from streamfleet_core.link import FOREVER, Exchange, Link
-from streamfleet_core.replies import ErrorKind, classify, parse_pending, parse_read
+from streamfleet_core.replies import ErrorKind, PendingEntry, classify, parse_pending, parse_read
 from streamfleet_core.safeguards import Fence
-from streamfleet_core.state import QueueState
+from streamfleet_core.state import RELEASED_IDLE_MS, QueueState
 
 if TYPE_CHECKING:
     from streamfleet_core.worker import WorkerMachine
@@ -45,6 +45,17 @@ def id_before(entry_id: bytes) -> bytes:
     if int(sequence):
         return b"%b-%d" % (milliseconds, int(sequence) - 1)
     return b"%d-%d" % (int(milliseconds) - 1, 2**64 - 1)
+
+
+def _which_delivery(queue: QueueState, row: PendingEntry) -> int:
+    """Which delivery of it an entry of our history is, now that we are about to read it.
+
+    A read whose reply was lost counts as a delivery to the server; so what it said at first is true. But one that
+    we have given back after it had run is delivered once more.
+    """
+    if row.idle_ms >= RELEASED_IDLE_MS:
+        queue.looked_at[row.entry_id] = row.deliveries + 1
+    return queue.looked_at.setdefault(row.entry_id, row.deliveries)
 
 
 class Reader:
@@ -197,10 +208,8 @@ class Reader:
         elif self._cursors.get(name) == question.cursor:  # otherwise it is all to be looked at again
             rows = parse_pending(replies[0])
             known = queue.in_flight.keys() | queue.claiming | ended
-            # A read whose reply was lost counts as a delivery to the server; so what it said at first is true.
-            count = queue.looked_at.setdefault
             missing = [row for row in rows if row.entry_id not in known]
-            self._missing[name] = {row.entry_id: count(row.entry_id, row.deliveries) for row in missing}
+            self._missing[name] = {row.entry_id: _which_delivery(queue, row) for row in missing}
             if rows:
                 self._cursors[name] = rows[-1].entry_id
             else:

@@ -7,6 +7,7 @@ changes nothing, because the first terminal notice of a task counts.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from streamfleet_core import safeguards
@@ -15,7 +16,7 @@ from streamfleet_core.events import EventKind
 from streamfleet_core.keys import RECEIVER_GROUP, QueueKeys, receiver_key
 from streamfleet_core.link import FOREVER, Exchange, Link
 from streamfleet_core.replies import ErrorKind, classify, parse_read
-from streamfleet_core.submission import Status
+from streamfleet_core.submission import Status, Submission
 from streamfleet_core.wire import F_RESULT, NoticeType, Notification, Undecodable, decode_notification
 
 if TYPE_CHECKING:
@@ -87,10 +88,17 @@ class Receiver:
         """May tracked tasks of this queue be sent?"""
         return keys.queue in self._known and not self.forgotten
 
-    def registered(self, queues: list[QueueKeys], now: float, *, created: bool) -> None:
-        """The publisher has entered the receiver for these queues, and ``created`` it if it was missing."""
-        if created and self.has_stream and not self.forgotten:
-            self._give_up((Status.ACCEPTED,))
+    def registered(
+        self, queues: list[QueueKeys], now: float, *, created: bool, unsent: Collection[Submission]
+    ) -> None:
+        """The publisher has entered the receiver for these queues, and ``created`` it if it was missing.
+
+        ``unsent``: what is still to be sent, or to be sent again, and will be notified.
+        """
+        if created and self.has_stream:
+            lost = [s for s in self._under_way(Status.ACCEPTED) if s not in unsent]
+            if lost or not self.forgotten:
+                self._give_up(lost)
         self.has_stream = True
         self.forgotten = False
         self._known.update(keys.queue for keys in queues)
@@ -212,12 +220,14 @@ class Receiver:
         self._repair = True
         self._next_beat = now
         self._beats = 0
-        self._give_up((Status.SENT, Status.ACCEPTED))
+        self._give_up(self._under_way(Status.SENT, Status.ACCEPTED))
 
-    def _give_up(self, under_way: tuple[Status, ...]) -> None:
+    def _under_way(self, *statuses: Status) -> list[Submission]:
+        return [s for s in self._machine.tracked.values() if s.status in statuses and s.keys.queue in self._known]
+
+    def _give_up(self, lost: list[Submission]) -> None:
         """What was notified while there was no receiver is lost, so nobody may hang on it."""
         machine = self._machine
-        lost = [s for s in machine.tracked.values() if s.status in under_way and s.keys.queue in self._known]
         machine.counts["collected"] += 1
         text = f"this client was taken for dead and its receiver removed; {len(lost)} outcomes may be lost"
         machine.emit(EventKind.COLLECTED, text, tasks=len(lost))

@@ -5,6 +5,7 @@ import pytest
 from streamfleet_core.config import WorkerConfig
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import GROUP, queue_keys, receiver_key
+from streamfleet_core.link import Role
 from streamfleet_core.retry import RetryPolicy
 from streamfleet_core.state import Phase
 from streamfleet_core.submission import Status
@@ -365,3 +366,42 @@ def test_a_receiver_that_is_created_again_for_another_queue_has_lost_its_notices
     world.advance(1.0)
     assert waiting.status is Status.UNKNOWN
     assert other.status is Status.ACCEPTED
+
+
+def test_a_receiver_that_was_deleted_before_a_loss_of_other_tasks_has_lost_its_notices(world):
+    """The loss was noticed first; that the receiver had to be made anew was taken for a part of it."""
+    client = world.client(heartbeat=10.0)
+    waiting = client.enqueue(tracked=True)
+    world.pump()
+    client.wire(Role.RECEIVE).frozen = True
+    world.call("DEL", receiver_of(client))
+    snapshot = world.server.snapshot()
+    lost = client.enqueue(tracked=True)
+    world.pump()
+    world.server.restore(snapshot)
+    world.admin = world.server.session()
+    for wire in client.wires:
+        wire.lose()
+    world.advance(2.0)
+    assert client.events(EventKind.MARKER_REGRESSED)
+    assert waiting.status is Status.UNKNOWN
+    client.wire(Role.RECEIVE).frozen = False
+    world.advance(2.0)
+    assert lost.status is Status.ACCEPTED
+
+
+def test_an_entry_that_its_owner_gave_back_and_finds_again_is_delivered_once_more(world):
+    """After a pause of contact it was found in the own history, and its second run was not counted."""
+    worker = world.worker(concurrency=1)
+    entry = world.enqueue("a")
+    world.pump()
+    worker.machine.handler_stopped(worker.take())
+    worker.read.lose()
+    worker.read.frozen = True
+    world.pump()
+    assert world.pending() == {entry: worker.machine.consumer}
+    worker.read.frozen = False
+    world.advance(1.0)
+    assert worker.take().deliveries == 2
+    world.advance(worker.machine.config.lease)
+    assert [row[3] for row in world.call("XPENDING", KEYS.stream, GROUP, "-", "+", 10)] == [2]
