@@ -7,6 +7,11 @@ from dataclasses import dataclass
 CORE, SHELLS, SUITE = "tests/core/", "tests/shells/", "conformance/streamfleet_conformance/cases/"
 
 REPLICAS = "Needs replicas, which this stage does not support yet (no Sentinel, no Cluster)."
+CAMPAIGN = "tests/chaos/test_campaign.py::test_nothing_is_lost_or_doubled"
+WORLDS = (
+    "tests/simulation/test_worlds.py::test_a_fixed_set_of_worlds_violates_nothing",
+    "tests/simulation/test_worlds.py::test_a_fresh_set_of_worlds_violates_nothing",
+)
 ABSENT = "Not in this stage: there is no such feature yet ({})."
 
 
@@ -210,7 +215,12 @@ NOTIFICATION = [
     ),
     Row(64, "A client whose clock is an hour off", "Never collected while its score changes"),
     Row(65, "All clients and workers close", "Only declared keys remain"),
-    Row(66, "All are killed, and one worker starts", "It tidies up: the same keys remain"),
+    Row(
+        66,
+        "All are killed, and one worker starts",
+        "It tidies up: the same keys remain",
+        (SUITE + "test_notify.py::test_after_a_crash_of_everybody_one_worker_tidies_up",),
+    ),
     Row(
         67,
         "Go and Python share a queue",
@@ -251,8 +261,9 @@ FEATURES = [
         "All of this at random, and each safeguard taken away",
         "The checker finds nothing with the safeguards, and something without any one of them",
         (
-            "tests/chaos/test_campaign.py::test_nothing_is_lost_or_doubled",
-            CORE + "test_safeguards.py::test_every_safeguard_is_taken_away_here",
+            CAMPAIGN,
+            *WORLDS,
+            "tests/simulation/test_worlds.py::test_without_a_safeguard_invariants_break",
         ),
     ),
 ]
@@ -267,28 +278,33 @@ SECTIONS = {
 }
 
 VERDICT = "tests/chaos/test_verdict.py::test_each_kind_of_wrong_history_is_seen"
+EVERYWHERE = (CAMPAIGN, *WORLDS)
 FAULTS = "tests/faults/"
 
 INVARIANTS: list[tuple[str, str, tuple[str, ...]]] = [
-    ("I1", "An accepted task has ended, or is queued, pending or scheduled", (VERDICT,)),
-    ("I2", "It ends once", (VERDICT,)),
-    ("I3", "Its attempts form one chain", (VERDICT,)),
-    ("I4", "At most one live entry holds it", (VERDICT,)),
+    ("I1", "An accepted task has ended, or is queued, pending or scheduled", (VERDICT, *EVERYWHERE)),
+    ("I2", "It ends once", (VERDICT, *EVERYWHERE)),
+    ("I3", "Its attempts form one chain", (VERDICT, *EVERYWHERE)),
+    ("I4", "At most one live entry holds it", (VERDICT, *EVERYWHERE)),
     (
         "I5",
         "A task that was called cancelled never ran",
-        (SUITE + "test_schedule.py::test_a_cancelled_task_never_runs",),
+        (SUITE + "test_schedule.py::test_a_cancelled_task_never_runs", *WORLDS),
     ),
-    ("I6", "A completed task has run", ("tests/chaos/test_verdict.py::test_a_completion_without_a_run_is_seen",)),
+    (
+        "I6",
+        "A completed task has run",
+        ("tests/chaos/test_verdict.py::test_a_completion_without_a_run_is_seen", *EVERYWHERE),
+    ),
     (
         "I7",
         "A handle resolves once, and whoever tracks a task is told of its end",
-        (VERDICT, SUITE + "test_notify.py::test_the_first_terminal_notice_counts"),
+        (VERDICT, SUITE + "test_notify.py::test_the_first_terminal_notice_counts", *EVERYWHERE),
     ),
     (
         "I8",
         "A healthy worker's entry is not reclaimed",
-        (FAULTS + "test_workers.py::test_a_task_of_many_leases_is_run_once",),
+        (FAULTS + "test_workers.py::test_a_task_of_many_leases_is_run_once", *WORLDS),
     ),
     (
         "I9",
@@ -302,12 +318,13 @@ INVARIANTS: list[tuple[str, str, tuple[str, ...]]] = [
         (
             CORE + "test_worker_machine.py::test_a_task_runs_once_and_then_for_each_retry",
             CORE + "test_worker_machine.py::test_an_entry_is_delivered_so_often_and_not_once_more",
+            *WORLDS,
         ),
     ),
     (
         "I12",
         "After all have closed only declared keys are left",
-        (SUITE + "test_life.py::test_only_declared_keys_remain",),
+        (SUITE + "test_life.py::test_only_declared_keys_remain", *WORLDS),
     ),
     (
         "I13",
@@ -322,7 +339,7 @@ INVARIANTS: list[tuple[str, str, tuple[str, ...]]] = [
     (
         "I15",
         "When faults stop, everything drains",
-        ("tests/chaos/test_campaign.py::test_nothing_is_lost_or_doubled",),
+        EVERYWHERE,
     ),
     (
         "I16",

@@ -178,6 +178,8 @@ class Publisher:
             return self._clean()
         if not self._ready or now >= self._refresh_at:
             return self._greet(now)  # also from time to time: a marker that expires looks like a loss
+        if self._looked:
+            return self._cancel(self._cancels[0])  # first: the EXEC of a batch would end the watch
         if self._receiver.forgotten:
             return self._register(now)
         batch = self._next_batch(now)
@@ -186,7 +188,7 @@ class Publisher:
                 return self._register(now)
             return self._publish(batch)
         if self._cancels:
-            return self._cancel(self._cancels[0]) if self._looked else self._look(self._cancels[0])
+            return self._look(self._cancels[0])
         if self._machine.closing and (self.receiver_gone or not self._receiver.has_stream):
             return self._clean()
         return self._check(now)

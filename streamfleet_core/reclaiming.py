@@ -116,16 +116,14 @@ class Reclaimer:
             answer = yield commands
         finally:
             queue.claiming.difference_update(ids)
-        results = committed(answer, commands, self._control.link)
-        if results is None:
-            return
-        for command, result in zip(commands[1:-1], results, strict=True):
-            if isinstance(result, ServerError):
-                trouble(self._control.link, result, command, answer.now)
-                return
-        entries = parse_entries(results[0])
+        results = committed(answer, commands, self._control.link) or []
+        refusals = [(e, c) for e, c in zip(results, commands[1:], strict=False) if isinstance(e, ServerError)]
+        if refusals:
+            trouble(self._control.link, *refusals[0], answer.now)
+        entries = parse_entries(results[0]) if results and not refusals else []
         if len(entries) < len(ids):
-            # Deleted meanwhile, or (Redis 6.2) deleted and yet claimed: our history then names them.
+            # Deleted meanwhile, (Redis 6.2) deleted and yet claimed, or refused while our reader, which leaves
+            # alone what is being claimed, met one of them in our history: there we find them.
             machine.lane_of(queue).reader.reread()
         counts = {row.entry_id: row.deliveries + 1 for row in rows}
         # Each goes to the front of those that wait, so that the oldest, handed in last, comes first.

@@ -405,3 +405,37 @@ def test_an_entry_that_its_owner_gave_back_and_finds_again_is_delivered_once_mor
     assert worker.take().deliveries == 2
     world.advance(worker.machine.config.lease)
     assert [row[3] for row in world.call("XPENDING", KEYS.stream, GROUP, "-", "+", 10)] == [2]
+
+
+def test_an_entry_that_was_read_during_a_refused_claim_of_it_is_read_again(world):
+    """The reader left it to the claim, and it stayed where it was for a lease."""
+    worker = world.worker(concurrency=1, block=1.0, lease=20.0)
+    world.enqueue("a")
+    world.pump()
+    worker.machine.handler_stopped(worker.take())
+    world.pump()
+    worker.read.lose()
+    worker.read.hold_at("XREADGROUP")
+    worker.control.hold_at("XCLAIM")
+    worker.read.release()
+    world.advance(1.0)
+    assert worker.machine.take(world.now) is None
+    world.refuse("OOM command not allowed when used memory > 'maxmemory'.", "XCLAIM", times=1)
+    worker.control.release()
+    world.advance(2.0)
+    assert worker.take().task.id == "a"
+
+
+def test_between_the_look_at_a_task_and_its_cancellation_no_batch_is_sent(world):
+    """Its EXEC ended the watch; the task was moved, ran, failed, and was then taken out of the schedule."""
+    client = world.client()
+    submission = client.enqueue(delay=1.0)
+    world.pump()
+    client.machine.cancel(submission)
+    client.publish.until("HGET")
+    client.enqueue(b"another")
+    client.publish.release()
+    sent = [command[0] for exchange in client.publish.sent for command in exchange]
+    looked = len(sent) - sent[::-1].index("HGET")
+    assert sent[looked:][:3] == ["MULTI", "ZREM", "HDEL"]
+    assert submission.status is Status.CANCELLED
