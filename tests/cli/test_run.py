@@ -44,12 +44,21 @@ def app(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def pending(server, queue):
+def ask(server, *command):
     connection = RedisDriver(server.url).connect(5)
     try:
-        return connection.exchange([("XPENDING", queue_keys(queue).stream, GROUP)], 5)[0][0]
+        return connection.exchange([command], 5)[0]
     finally:
         connection.close()
+
+
+def pending(server, queue):
+    return ask(server, "XPENDING", queue_keys(queue).stream, GROUP)[0]
+
+
+def connections(server, name):
+    """How many there are of this name."""
+    return ask(server, "CLIENT", "LIST").count(b" name=%b " % name.encode())
 
 
 @pytest.mark.parametrize("target", ["app:worker", "app:make"])
@@ -86,15 +95,17 @@ def test_url_of_the_command_line_replaces_a_driver_that_the_program_has_chosen(a
 
 
 def test_finishes_what_runs_and_takes_an_echo_of_the_signal_for_what_it_is(app, server, start, eventually):
-    process = start("run", "app:worker", "-c", 1, STREAMFLEET_URL=server.url, QUEUE="drain")
+    process = start("run", "app:worker", "-c", 1, STREAMFLEET_URL=f"{server.url}?client_name=drain", QUEUE="drain")
     with Client(RedisDriver(server.url)) as client:
         client.enqueue("drain", "wait")
         eventually((app / "begun").exists)
         client.enqueue("drain", "left")
         client.flush(10)
+    working = connections(server, "drain")
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
     assert "SIGTERM: finishing what runs" in next(line for line in process.stderr if "SIG" in line)
+    eventually(lambda: connections(server, "drain") < working)  # it reads no more
     assert process.poll() is None
     (app / "go").touch()
     assert process.wait(30) == 0
