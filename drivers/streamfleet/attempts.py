@@ -14,7 +14,7 @@ from streamfleet_core.timekeeping import NO_CONTACT
 from streamfleet_core.worker import WorkerMachine
 
 MAX_HANGING = 2
-"""So many times the concurrency in threads may hang after their attempts were given up."""
+"""So many times the concurrency in handlers may hang in threads before they cost places of the worker."""
 
 _UNSET = object()
 
@@ -81,30 +81,62 @@ class Attempts:
         """A thread that was left to itself has returned after all."""
         self._machine.handler_returned(delivery, self._time())
 
-    def too_many_hang(self, hanging: int) -> None:
-        """Threads that were left to themselves have used up the places that are kept for such."""
-        text = f"{hanging} handlers hang in threads after they were given up; no more threads are added for them"
-        self._machine.emit(EventKind.HANDLERS_HANG, text, handlers=hanging)
+
+class Hanging:
+    """Handlers whose attempts were given up, in threads that have not returned: none can be stopped from outside.
+
+    A thread that is left to itself makes room for another, up to `MAX_HANGING` times the concurrency; those beyond
+    keep their places in the worker. Called as the machine is: one at a time.
+    """
+
+    __slots__ = ("_left", "_machine")
+
+    def __init__(self, machine: WorkerMachine) -> None:
+        self._machine = machine
+        self._left: dict[Delivery, bool] = {}
+        """All of them: was it left to itself?"""
+
+    def leave(self, delivery: Delivery) -> bool:
+        """Its attempt was given up. True: another may have its place. False: too many hang, which is told."""
+        left = self._left.get(delivery)
+        if left is not None:
+            return left
+        most = MAX_HANGING * self._machine.config.concurrency
+        left = self._left[delivery] = self._machine.stopping or sum(self._left.values()) < most
+        if not left:
+            hanging = len(self._left)
+            text = f"{hanging} handlers hang after they were given up; no more threads are added for them"
+            self._machine.emit(EventKind.HANDLERS_HANG, text, handlers=hanging)
+        return left
+
+    def returned(self, delivery: Delivery) -> bool:
+        """Its handler has returned, or never began. Had it been left to itself?"""
+        return bool(self._left) and self._left.pop(delivery, False)
 
 
 class Canceller:
     """What the machine calls when it cancels the delivery; interrupts a handler once, so that it can clean up.
 
     A thread cannot be stopped. While there is no contact to the server it is worth waiting for: its outcome counts
-    if contact comes back before others have taken the task over.
+    if contact comes back before others have taken the task over. So it is when too many hang already.
+
+    ``hanging``: for a handler in a thread; None: it runs on the event loop.
     """
 
-    __slots__ = ("_cancel", "_delivery", "_threads", "called")
+    __slots__ = ("_cancel", "_delivery", "_hanging", "called")
 
-    def __init__(self, delivery: Delivery, threads: bool, cancel: Callable[[], object]) -> None:
+    def __init__(self, delivery: Delivery, hanging: Hanging | None, cancel: Callable[[], object]) -> None:
         self._delivery = delivery
-        self._threads = threads
+        self._hanging = hanging
         self._cancel = cancel
         self.called = False
         """Has it interrupted the handler?"""
 
     def __call__(self) -> None:
-        if self.called or (self._threads and self._delivery.cancelled == NO_CONTACT):
+        if self.called:
+            return
+        hanging, delivery = self._hanging, self._delivery
+        if hanging is not None and (delivery.cancelled == NO_CONTACT or not hanging.leave(delivery)):
             return
         self.called = True
         self._cancel()

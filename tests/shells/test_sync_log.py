@@ -162,8 +162,8 @@ def test_a_log_handler_may_look_at_the_worker_when_handlers_hang(driver, listen,
     finally:
         release.set()
     [event] = [event for event in listener.events if event.kind is EventKind.HANDLERS_HANG]
-    assert event.text == "2 handlers hang after their timeout; no more threads are added for them"
-    assert event.data == {"handlers": 2}
+    assert event.text == "3 handlers hang after they were given up; no more threads are added for them"
+    assert event.data == {"handlers": 3}
 
 
 def test_a_handlers_thread_takes_the_next_task_while_its_late_return_is_logged(

@@ -18,7 +18,7 @@ from typing import Any
 from streamfleet.async_contract import handler_name
 from streamfleet.asyncio.loops import Loops, Wakeup, wake
 from streamfleet.asyncio.threads import Threads
-from streamfleet.attempts import MAX_HANGING, Attempts, Canceller, call_in_thread, same_context
+from streamfleet.attempts import MAX_HANGING, Attempts, Canceller, Hanging, call_in_thread, same_context
 from streamfleet.handlers import Handler, Handlers
 from streamfleet.identity import consumer_name
 from streamfleet.task import Task
@@ -65,7 +65,7 @@ class Run:
         self._idle: list[Wakeup] = []
         self._slots = 0
         self._threads: Threads | None = None
-        self._hanging = 0
+        self._hanging = Hanging(self.machine)
         self._watchdog = Watchdog(name, config.lease, _call.__code__, _handler_in)
         self._beat: asyncio.TimerHandle | None = None
 
@@ -123,7 +123,7 @@ class Run:
                 await self._wait_for_work()
                 continue
             threads = self._handlers[delivery.queue.keys.queue].threads
-            delivery.on_cancel = Canceller(delivery, threads, slot.cancel)
+            delivery.on_cancel = Canceller(delivery, self._hanging if threads else None, slot.cancel)
             if machine.kicked:
                 loops.wake_kicked()  # its timeout may be the next thing that the clock has to ring for
             await self._attempt(delivery)
@@ -173,21 +173,23 @@ class Run:
 
     async def _in_thread(self, handler: Handler[Callable[[Task], Any]], task: Task, delivery: Delivery) -> object:
         """Run a plain function in a thread. Cancelled, it leaves the thread to itself, unless too many hang."""
-        concurrency = self.machine.config.concurrency
         if self._threads is None:
             name = f"{self.loops.who}-thread"
-            self._threads = Threads(name, concurrency * (1 + MAX_HANGING))
+            self._threads = Threads(name, self.machine.config.concurrency * (1 + MAX_HANGING))
         work = self._threads.submit(partial(copy_context().run, call_in_thread, handler.function, task))
         result = asyncio.wrap_future(work)
         try:
             value, error = await asyncio.shield(result)
         except CancelledError:
-            if not work.cancel() and not work.done():
-                if self._hanging >= MAX_HANGING * concurrency:
-                    await self._too_many_hang(result)
-                self._hanging += 1
+            if work.cancel() or work.done():
+                self._hanging.returned(delivery)
+            else:
+                if not self._hanging.leave(delivery):  # it was not the machine that has cancelled it
+                    self.loops.wake_kicked()
+                    await asyncio.wait([result])
                 work.add_done_callback(lambda _: self._came_back(delivery))
             raise
+        self._hanging.returned(delivery)
         if error is not None:
             raise error
         return value
@@ -199,14 +201,9 @@ class Run:
             loop.call_soon_threadsafe(self._count_back, delivery)
 
     def _count_back(self, delivery: Delivery) -> None:
-        self._hanging -= 1
+        self._hanging.returned(delivery)
         self._attempts.late(delivery)
         self.loops.wake_kicked()
-
-    async def _too_many_hang(self, result: asyncio.Future[Any]) -> None:
-        self._attempts.too_many_hang(self._hanging)
-        self.loops.wake_kicked()
-        await asyncio.wait([result])
 
     # ---- life ---------------------------------------------------------------------------------------
 

@@ -8,11 +8,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from random import random
 from time import monotonic
 from typing import Any, TypeVar
 
-from streamfleet.attempts import OddResults
+from streamfleet.attempts import Hanging, OddResults
 from streamfleet.handlers import Handlers
 from streamfleet.identity import consumer_name, worker_name
 from streamfleet.sync.loops import Loops, check_driver
@@ -20,7 +21,6 @@ from streamfleet.task import Task, result_bytes
 from streamfleet_core.config import WorkerConfig
 from streamfleet_core.connection import Driver
 from streamfleet_core.errors import DoNotRetry, RetryLater, UsageError
-from streamfleet_core.events import EventKind
 from streamfleet_core.state import Delivery
 from streamfleet_core.timekeeping import NO_CONTACT
 from streamfleet_core.worker import WorkerMachine
@@ -29,8 +29,6 @@ F = TypeVar("F", bound=Callable[[Task], object])
 
 SIGNAL_PAUSE = 0.5
 """Seconds after which a wait for the end of the worker lets signal handlers run."""
-MAX_REPLACEMENTS = 2
-"""So many times its concurrency in handlers that hang after their timeout may be replaced by new threads."""
 
 
 class Worker:
@@ -183,7 +181,7 @@ class _Run:
         self._waking = False
         """Has an idle handler been notified that has not come yet?"""
         self._threads = 0
-        self._replaced: set[Delivery] = set()
+        self._hanging = Hanging(self.machine)
         self._odd_results = OddResults(self.machine)
         with self.loops.lock:
             for link in self.machine.links:
@@ -219,24 +217,21 @@ class _Run:
                     continue
                 if self._idle and machine.ready:
                     self._wake()
-                if delivery.queue.timeout:
-                    delivery.on_cancel = self._cancelled(delivery)
+                delivery.on_cancel = partial(self._given_up, delivery)
                 lock.release()
                 try:
                     report = self._attempt(delivery)
                 finally:
                     lock.acquire()
-                if delivery.on_cancel is not None:
-                    delivery.on_cancel = None
+                delivery.on_cancel = None
                 if report is None:
                     machine.handler_returned(delivery, monotonic())
                 else:
                     report(delivery)
                 if machine.kicked or machine.events:
                     self.loops.after_step()
-                if self._replaced and delivery in self._replaced:
-                    self._replaced.discard(delivery)
-                    return
+                if self._hanging.returned(delivery):
+                    return  # another thread has its place
 
     def _rest(self) -> None:
         """Wait until there may be work. The lock is held, but for the waiting."""
@@ -282,24 +277,13 @@ class _Run:
         self._odd_results.tell(delivery, value)
         self.machine.handler_returned(delivery, monotonic())
 
-    def _cancelled(self, delivery: Delivery) -> Callable[[], None]:
-        """A handler that hangs after its timeout would take a place for ever: another thread takes over.
+    def _given_up(self, delivery: Delivery) -> None:
+        """A handler that hangs then would take a place for ever: another thread takes over.
 
-        So too when others own its task, for then there is no timeout any more. Want of contact alone may pass.
+        Want of contact alone may pass. The lock is held.
         """
-
-        def replace() -> None:
-            concurrency = self.machine.config.concurrency
-            if delivery.cancelled != NO_CONTACT and not self.machine.stopping:
-                if len(self._replaced) < MAX_REPLACEMENTS * concurrency:
-                    self._replaced.add(delivery)
-                    self._add_thread()
-                else:
-                    hanging = len(self._replaced)
-                    text = f"{hanging} handlers hang after their timeout; no more threads are added for them"
-                    self.machine.emit(EventKind.HANDLERS_HANG, text, handlers=hanging)
-
-        return replace
+        if delivery.cancelled != NO_CONTACT and not self.machine.stopping and self._hanging.leave(delivery):
+            self._add_thread()
 
     # ---- life ---------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from typing import Any
 import trio
 
 from streamfleet.async_contract import handler_name
-from streamfleet.attempts import MAX_HANGING, Attempts, Canceller, call_in_thread, same_context
+from streamfleet.attempts import MAX_HANGING, Attempts, Canceller, Hanging, call_in_thread, same_context
 from streamfleet.handlers import Handler, Handlers
 from streamfleet.identity import consumer_name
 from streamfleet.task import Task
@@ -64,8 +64,7 @@ class Run:
         self._slots = 0
         self._at_work = 0
         self._limiter = trio.CapacityLimiter(config.concurrency * (1 + MAX_HANGING))
-        self._awaited = 0
-        """Threads that a slot waits for; others that are borrowed from the limiter were left to themselves."""
+        self._hanging = Hanging(self.machine)
         self._watchdog = Watchdog(name, config.lease, _call.__code__, _handler_in)
 
     @asynccontextmanager
@@ -122,7 +121,7 @@ class Run:
                 await self._idle.park()
                 continue
             threads = self._handlers[delivery.queue.keys.queue].threads
-            canceller = delivery.on_cancel = Canceller(delivery, threads, scope.cancel)
+            canceller = delivery.on_cancel = Canceller(delivery, self._hanging if threads else None, scope.cancel)
             if machine.kicked:
                 loops.wake_kicked()  # its timeout may be the next thing that the clock has to ring for
             await self._attempt(delivery, canceller)
@@ -177,33 +176,34 @@ class Run:
     async def _in_thread(
         self, handler: Handler[Callable[[Task], Any]], task: Task, delivery: Delivery, canceller: Canceller
     ) -> object:
-        """Run a plain function in a thread. Cancelled, it leaves the thread to itself, unless too many hang."""
-        hanging = self._limiter.borrowed_tokens - self._awaited
-        too_many = hanging >= MAX_HANGING * self.machine.config.concurrency
-        if too_many:
-            self._attempts.too_many_hang(hanging)
-            self.loops.wake_kicked()
+        """Run a plain function in a thread. Cancelled, it leaves the thread to itself."""
         token = trio.lowlevel.current_trio_token()
+        at_work = False
 
         def run() -> tuple[object, BaseException | None]:
-            outcome = call_in_thread(handler.function, task)
-            if canceller.called and not too_many:
+            nonlocal at_work
+            at_work = True
+            given_up = canceller.called
+            outcome = (None, None) if given_up else call_in_thread(handler.function, task)
+            at_work = False
+            if canceller.called:
                 with suppress(trio.RunFinishedError):
-                    token.run_sync_soon(self._came_back, delivery)
+                    token.run_sync_soon(self._hanging.returned if given_up else self._came_back, delivery)
             return outcome
 
-        self._awaited += 1
         try:
-            value, error = await trio.to_thread.run_sync(
-                run, abandon_on_cancel=not too_many, limiter=self._limiter
-            )
-        finally:
-            self._awaited -= 1
+            value, error = await trio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=self._limiter)
+        except trio.Cancelled:
+            if not at_work:  # it has not begun, or has just returned
+                self._hanging.returned(delivery)
+            raise
+        self._hanging.returned(delivery)
         if error is not None:
             raise error
         return value
 
     def _came_back(self, delivery: Delivery) -> None:
+        self._hanging.returned(delivery)
         self._attempts.late(delivery)
         self.loops.wake_kicked()
 
