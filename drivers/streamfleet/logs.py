@@ -6,7 +6,7 @@ A record's ``streamfleet`` attribute is the `streamfleet_core.events.Event` itse
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from streamfleet_core.events import Event, EventKind
 
@@ -35,16 +35,19 @@ LEVELS = {
 
 
 def report(who: str, events: Iterable[Event]) -> None:
-    """Log events; those not listed above are informational.
+    """Log events; those not listed above are informational."""
+    for event in events:
+        log(LEVELS.get(event.kind, logging.INFO), "%s: %s", who, event.text, extra={"streamfleet": event})
+
+
+def log(level: int, text: str, *arguments: object, extra: Mapping[str, object] | None = None) -> None:
+    """Log one record.
 
     A log handler or filter that raises costs its record, never its caller: it is shown as `logging` shows what its
     own handlers raise.
     """
-    for event in events:
-        level = LEVELS.get(event.kind, logging.INFO)
-        try:
-            if logger.isEnabledFor(level):
-                logger.log(level, "%s: %s", who, event.text, extra={"streamfleet": event})
-        except Exception:
-            record = logging.makeLogRecord({"msg": "%s: %s", "args": (who, event.text)})
-            logging.Handler().handleError(record)
+    try:
+        if logger.isEnabledFor(level):
+            logger.log(level, text, *arguments, extra=extra)
+    except Exception:
+        logging.Handler().handleError(logging.makeLogRecord({"msg": text, "args": arguments}))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic, process_time
 from types import CodeType, FrameType
 
-from streamfleet.logs import logger
+from streamfleet.logs import log
 
 LOOKS_PER_LEASE = 12
 WARN_AFTER = 1 / 3
@@ -58,7 +60,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._ending.wait(self.interval):
-            self._look(monotonic(), process_time())
+            with suppress(SystemExit):  # a log handler's, which would end the watch
+                self._look(monotonic(), process_time())
 
     def _look(self, now: float, used: float) -> None:
         """``used``: seconds of processor time that the process has had so far."""
@@ -82,7 +85,8 @@ class Watchdog:
             mend = "Await instead of waiting, or register it with threads=True. "
         else:
             who, mend = "something else than a handler, perhaps a task that one has started,", ""
-        logger.warning(
+        log(
+            logging.WARNING,
             "%s: %s has blocked the event loop for %.1f s; after %.1f s without a beat others take this worker's "
             "tasks over. %sIt is here:\n%s",
             self._who,

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import re
 import sys
 import threading
 import time
@@ -136,7 +137,7 @@ async def test_threads_that_hang_after_their_timeout_do_not_take_the_places_of_o
             third = await client.enqueue_tracked("q", "hang", max_retries=0)
             with pytest.raises(TaskFailed, match="timeout"):
                 await third.wait(WAIT)
-            await until(world, lambda: any("2 handlers hang" in r.getMessage() for r in caplog.records))
+            await until(world, lambda: any("3 handlers hang" in r.getMessage() for r in caplog.records))
             release.set()
             assert await (await client.enqueue_tracked("q", "x", max_retries=9)).wait(WAIT) == b"quick"
     finally:
@@ -286,9 +287,42 @@ async def test_a_handler_that_blocks_the_loop_is_named_with_its_stack(world, dri
         await until(world, warned.is_set)
         await handle.wait(WAIT)
     [text] = warnings_of_the_watchdog.texts
-    assert "the_culprit of queue 'q' has blocked the event loop for" in text
+    found = re.search(r"the_culprit of queue 'q' has blocked the event loop for (\d+\.\d) s; after 0\.6 s", text)
+    assert found, text
+    assert float(found[1]) >= 0.2, "a third of the lease"
     assert "a_blocking_call" in text
     assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("error", [KeyError("odd"), SystemExit(3)])
+@in_world
+async def test_the_watch_goes_on_though_the_filter_of_a_log_raises(
+    world, driver, warnings_of_the_watchdog, capfd, error
+):
+    """It ended the watchdog's thread: the second blockage was not told."""
+    asked = [threading.Event(), threading.Event()]
+    worker = world.Worker(driver, name="w", lease=0.6)
+
+    def refuse(record):
+        if "blocked the event loop" in record.getMessage():
+            next(event for event in asked if not event.is_set()).set()
+            raise error
+        return True
+
+    @worker.handler("q")
+    async def handle(task):
+        assert asked[int(task.text)].wait(WAIT)
+
+    logger = logging.getLogger("streamfleet")
+    logger.addFilter(refuse)
+    try:
+        async with worker.running(), world.Client(driver) as client:
+            for number in "01":
+                await (await client.enqueue_tracked("q", number)).wait(WAIT)
+    finally:
+        logger.removeFilter(refuse)
+    assert not warnings_of_the_watchdog.texts
+    assert isinstance(error, SystemExit) or "KeyError: 'odd'" in capfd.readouterr().err
 
 
 @in_world
