@@ -173,6 +173,60 @@ def test_enqueue_many_says_how_many_it_took_when_it_fails(driver):
         driver.make_available()
 
 
+# ---- workers that hardly begin ----------------------------------------------------------------------------
+
+
+def test_a_stop_that_was_requested_before_the_start_ends_it_at_once(driver):
+    """It was forgotten: a signal that came a moment too early left the worker at work."""
+    ran = []
+    worker = worker_of(driver, ran.append)
+    worker.request_stop()
+    with Client(driver) as ours:
+        handle = ours.enqueue_tracked("q", "x")
+        handle.accepted(WAIT)
+        with worker.running():
+            assert worker.wait(WAIT)
+        worker.request_stop()
+        worker.run()
+        assert ran == []
+        assert worker.counts == {}
+        assert length(driver) == 1
+        with worker.running():  # that request was for one start
+            handle.wait(WAIT)
+        worker.request_stop()
+        driver.make_unavailable()
+        with worker.running():
+            assert worker.wait(WAIT)
+        driver.make_available()
+    assert len(ran) == 1
+    assert loop_threads("w") == []
+
+
+@pytest.mark.parametrize("number", range(1, 7))
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_worker_whose_start_is_interrupted_leaves_no_threads(driver, monkeypatch, eventually, error, number):
+    """Those that had begun went on, without the others that they wait for."""
+    start, started = threading.Thread.start, []
+
+    def interrupted(thread):
+        if thread.name.startswith("w-") and thread.name != "w-log":
+            started.append(thread.name)
+            if len(started) == number:
+                if error is KeyboardInterrupt:  # it comes while the thread begins to run
+                    start(thread)
+                raise error
+        start(thread)
+
+    worker = worker_of(driver, lambda task: None, concurrency=2)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(error):
+        worker.run()
+    monkeypatch.undo()
+    eventually(lambda: not any(thread.name.startswith("w-") for thread in threading.enumerate()))
+    with worker.running(), Client(driver) as ours:
+        ours.enqueue_tracked("q", "x").wait(WAIT)
+
+
 # ---- defects ----------------------------------------------------------------------------------------------
 
 

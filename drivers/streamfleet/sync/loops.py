@@ -172,7 +172,11 @@ class Loops:
         self._teller.begin()
         loop = self._loops[link] = Loop(self, link)
         self._running += 1
-        loop.thread.start()
+        try:
+            loop.thread.start()
+        except RuntimeError:  # no more threads can be had: it will never end
+            self._running -= 1
+            raise
 
     def after_step(self) -> None:
         """Something was told to the machine: wake whom it concerns. The lock is held."""

@@ -49,6 +49,8 @@ class Worker:
         self._config = WorkerConfig(concurrency=concurrency, **config)
         self._handlers: Handlers[Callable[[Task], object]] = Handlers()
         self._run: _Run | None = None
+        self._stop_early = False
+        """Was a stop requested while it does not run?"""
 
     def handler(self, queue: str, *, timeout: float | None = None) -> Callable[[F], F]:
         """Register the decorated function as the handler of ``queue``.
@@ -71,9 +73,18 @@ class Worker:
 
     def start(self) -> None:
         """Begin to work, in threads of its own. Raises UsageError without handlers, or when it already runs."""
-        if self._run is not None and self._run.pid == os.getpid() and not self._run.ended:
+        if self._current() is not None:
             raise UsageError(f"worker {self.name!r} already runs")
-        self._run = _Run(self._driver, self.name, self._config, self._handlers)
+        run = self._run = _Run(self._driver, self.name, self._config, self._handlers)
+        if self._stop_early:
+            self._stop_early = False
+            run.stop(None)
+        run.begin()
+
+    def _current(self) -> _Run | None:
+        """The start that lasts, if any: not one that has ended, nor one of the parent process."""
+        run = self._run
+        return run if run is not None and run.pid == os.getpid() and not run.ended else None
 
     def stop(self, drain: float | None = None) -> None:
         """Take no new tasks, give back what has not started, wait for running handlers, disconnect.
@@ -95,16 +106,8 @@ class Worker:
 
         Raises a ServerRefused when the server will not work with this worker. KeyboardInterrupt stops it in order.
         """
-        self.start()
-        run = self._run
-        assert run is not None, "started"
-        try:
-            run.wait(None)
-        except BaseException:
-            run.stop(None)
-            run.wait(None)
-            raise
-        run.raise_refusal()
+        with self.running() as worker:
+            worker.wait()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the worker has ended (``timeout`` in seconds). False: it still runs.
@@ -122,20 +125,29 @@ class Worker:
     @contextmanager
     def running(self) -> Iterator[Worker]:
         """Work while the block runs. Raises at its end what `run` would have raised."""
-        self.start()
-        run = self._run
-        assert run is not None, "started"
+        before = self._run
         try:
+            self.start()
             yield self
         finally:
-            run.stop(None)
-            run.wait(None)
+            run = self._run
+            if run is not None and run is not before and not run.ended:  # also when its start was interrupted
+                run.stop(None)
+                run.wait(None)
+        assert run is not None, "started"
         run.raise_refusal()
 
     def request_stop(self, drain: float | None = None) -> None:
-        """As `stop`, without waiting; safe in a signal handler."""
-        run = self._run
+        """As `stop`, without waiting; safe in a signal handler.
+
+        Of a worker that does not run, it ends the next start at once: that takes no tasks.
+        """
+        run = self._current()
+        if run is None:
+            self._stop_early = True
+            run = self._current()  # started meanwhile by another thread, which may not have seen this
         if run is not None:
+            self._stop_early = False
             threading.Thread(target=run.stop, args=(drain,), daemon=True).start()
 
     @property
@@ -183,11 +195,19 @@ class _Run:
         self._threads = 0
         self._hanging = Hanging(self.machine)
         self._odd_results = OddResults(self.machine)
+
+    def begin(self) -> None:
+        """Start the threads. Interrupted, it leaves none at work."""
         with self.loops.lock:
-            for link in self.machine.links:
-                self.loops.start(link)
-            for _ in range(config.concurrency):
-                self._add_thread()
+            try:
+                for link in self.machine.links:
+                    self.loops.start(link)
+                for _ in range(self.machine.config.concurrency):
+                    self._add_thread()
+            except BaseException:
+                self.machine.stop(monotonic())
+                self.loops.cut()
+                raise
 
     # ---- handlers -----------------------------------------------------------------------------------
 

@@ -42,6 +42,8 @@ class Worker:
         self._config = WorkerConfig(concurrency=concurrency, **config)
         self._handlers: Handlers[Callable[[Task], Any]] = Handlers()
         self._run: Run | None = None
+        self._stop_early = False
+        """Was a stop requested while it does not run?"""
 
     def handler(self, queue: str, *, timeout: float | None = None, threads: bool = False) -> Callable[[F], F]:
         """Register the decorated function as the handler of ``queue``.
@@ -74,12 +76,20 @@ class Worker:
         The end of the block stops the worker as `stop` does. When the block is cancelled, running handlers are
         cancelled too and their entries given back, which takes a few seconds at most.
         """
-        if self._run is not None and not self._run.ended:
+        if self._current() is not None:
             raise UsageError(f"worker {self.name!r} already runs")
         run = self._run = Run(self._driver, self.name, self._config, self._handlers)
+        if self._stop_early:
+            self._stop_early = False
+            run.begin_stop(None)
         async with run.block():
             yield self
         run.raise_refusal()
+
+    def _current(self) -> Run | None:
+        """The start that lasts, if any."""
+        run = self._run
+        return run if run is not None and not run.ended else None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Work until `stop` is called from elsewhere, or until cancelled.
@@ -116,9 +126,16 @@ class Worker:
         return True
 
     def request_stop(self, drain: float | None = None) -> None:
-        """As `stop`, without waiting; safe in a signal handler, and from other threads."""
-        run = self._run
-        if run is not None and not run.ended:
+        """As `stop`, without waiting; safe in a signal handler, and from other threads.
+
+        Of a worker that does not run, it ends the next start at once: that takes no tasks.
+        """
+        run = self._current()
+        if run is None:
+            self._stop_early = True
+            run = self._current()  # started meanwhile by another thread, which may not have seen this
+        if run is not None:
+            self._stop_early = False
             run.token.run_sync_soon(run.begin_stop, drain)
 
     @property

@@ -284,6 +284,35 @@ async def test_a_worker_can_run_again_and_not_twice(world, driver, worker_of, ec
         await world.Worker(driver).run()
 
 
+async def test_a_stop_that_was_requested_before_the_start_ends_it_at_once(world, driver, worker_of, ask):
+    """It was forgotten: a signal that came a moment too early left the worker at work."""
+    ran = []
+
+    async def handle(task):
+        ran.append(task.text)
+
+    async with world.Client(driver) as client:
+        handle_ = await client.enqueue_tracked("q", "x")
+        await handle_.accepted(WAIT)
+        worker = worker_of(world, driver, handle)
+        worker.request_stop()
+        before = world.now()
+        assert await world.within(5, worker.run)
+        assert world.now() == before
+        assert ran == []
+        assert worker.counts == {}
+        assert ask(driver, "XINFO", "STREAM", queue_keys("q").stream)[1] == 1
+        async with worker.running():  # that request was for one start
+            assert not await worker.wait(1)
+            await handle_.wait(WAIT)
+        worker.request_stop()
+        driver.make_unavailable()
+        async with worker.running():
+            assert await worker.wait(1)
+        driver.make_available()
+    assert ran == ["x"]
+
+
 async def test_an_outage_is_told_once_and_survived(world, driver, caplog, worker_of, echo):
     caplog.set_level(logging.INFO, "streamfleet")
     async with worker_of(world, driver, echo).running(), world.Client(driver) as client:
