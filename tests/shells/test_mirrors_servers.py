@@ -207,29 +207,29 @@ WORK = 0.01
 
 
 def test_all_three_shells_work_one_queue_together(server):
-    """Clients and workers of each shell at the same time, on four drivers: every task runs once, all is told."""
+    """Clients and workers of each shell together, on all their drivers: each task runs once; all is told."""
     queue, each = "fleet", 60
-    ran, done = [], {"sync": {}, "asyncio": {}, "trio": {}}
-    everyone_ready = threading.Barrier(3, timeout=WAIT)
-    everyone_done = threading.Barrier(3, timeout=WAIT)
+    names = ["sync-redis", "sync-valkey", "asyncio", "trio"]
+    ran, done = [], {name: {} for name in names}
+    everyone_ready = threading.Barrier(len(names), timeout=WAIT)
+    everyone_done = threading.Barrier(len(names), timeout=WAIT)
 
     def result(shell, task):
         ran.append((shell, task.text))
         return f"{task.text} by {shell}"
 
-    def in_threads():
-        driver = RedisDriver(server.url)
-        worker = streamfleet.sync.Worker(driver, concurrency=2)
+    def in_threads(name, worker_driver, client_driver):
+        worker = streamfleet.sync.Worker(worker_driver, concurrency=2)
 
         @worker.handler(queue)
         def handle(task):
             work_time.wait(WORK)
-            return result("sync", task)
+            return result(name, task)
 
-        with worker.running(), streamfleet.sync.Client(driver) as client:
+        with worker.running(), streamfleet.sync.Client(client_driver) as client:
             everyone_ready.wait()
-            handles = [client.enqueue_tracked(queue, f"sync-{n}") for n in range(each)]
-            done["sync"].update({n: handle.wait(WAIT) for n, handle in enumerate(handles)})
+            handles = [client.enqueue_tracked(queue, f"{name}-{n}") for n in range(each)]
+            done[name].update({n: handle.wait(WAIT) for n, handle in enumerate(handles)})
             everyone_done.wait()
 
     async def work(world, shell, worker_driver, client_driver, wait):
@@ -245,6 +245,12 @@ def test_all_three_shells_work_one_queue_together(server):
             handles = [await client.enqueue_tracked(queue, f"{shell}-{n}") for n in range(each)]
             done[shell].update({n: await handle.wait(WAIT) for n, handle in enumerate(handles)})
             await wait(everyone_done.wait)
+
+    def with_redis():
+        in_threads("sync-redis", RedisDriver(server.url), ValkeyDriver(server.url))
+
+    def with_valkey():
+        in_threads("sync-valkey", ValkeyDriver(server.url), RedisDriver(server.url))
 
     def in_asyncio():
         drivers = ValkeyDriver(server.url), RedisDriver(server.url)
@@ -265,16 +271,17 @@ def test_all_three_shells_work_one_queue_together(server):
                 everyone_ready.abort()
                 everyone_done.abort()
 
-    threads = [threading.Thread(target=guarded, args=(run,)) for run in (in_threads, in_asyncio, in_trio)]
+    runs = with_redis, with_valkey, in_asyncio, in_trio
+    threads = [threading.Thread(target=guarded, args=(run,)) for run in runs]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(3 * WAIT)
     assert failures == []
-    names = [f"{shell}-{n}" for shell in done for n in range(each)]
-    assert sorted(text for _, text in ran) == sorted(names)
+    tasks = [f"{name}-{n}" for name in names for n in range(each)]
+    assert sorted(text for _, text in ran) == sorted(tasks)
     for shell, results in done.items():
         assert set(results) == set(range(each))
         assert all(value.decode().startswith(f"{shell}-{n} by ") for n, value in results.items())
-    assert {shell for shell, _ in ran} == {"sync", "asyncio", "trio"}
+    assert {shell for shell, _ in ran} == set(names)
     assert ask(server, "XLEN", queue_keys(queue).stream) == 0
