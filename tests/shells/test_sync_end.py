@@ -1,6 +1,10 @@
 """How the shell for threads ends: in time though the server is silent, and never unnoticed; timeouts in time."""
 
+import linecache
+import signal
+import sys
 import threading
+import time
 from contextlib import suppress
 
 import pytest
@@ -171,6 +175,56 @@ def test_enqueue_many_says_how_many_it_took_when_it_fails(driver):
         assert failure.value.__notes__ == ["enqueue_many('q'): the first 5 tasks were taken, no others"]
         assert ours.buffered == 5
         driver.make_available()
+
+
+# ---- Ctrl-C -----------------------------------------------------------------------------------------------
+
+
+def takes_a_lock_again(thread):
+    """Is it at the end of a wait on a condition, whose lock another thread has?"""
+    frame = sys._current_frames()[thread.ident]
+    return "_acquire_restore" in frame.f_code.co_name + linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+
+
+def test_ctrl_c_while_a_wait_takes_its_lock_again_leaves_the_lock_to_who_has_it(driver):
+    """It was released under the thread that had it, which died of that in the middle of its work."""
+    main, pressed, failures = threading.main_thread(), threading.Event(), []
+
+    def on_ctrl_c(number, frame):
+        pressed.set()
+        raise KeyboardInterrupt
+
+    def press():
+        deadline = time.monotonic() + WAIT
+        try:
+            with ours._loops.lock:
+                ours._changed.notify_all()
+                while not takes_a_lock_again(main):
+                    assert time.monotonic() < deadline
+                signal.pthread_kill(main.ident, signal.SIGINT)
+                pressed.wait(0.1)  # in vain, unless the lock can be wrested from its owner
+        except BaseException as error:
+            failures.append(error)
+
+    def done():
+        if not thread.ident:
+            thread.start()  # it gets the lock while this one waits
+        return False
+
+    driver.make_unavailable()
+    ours = Client(driver)
+    ours.enqueue("q", "x")
+    thread = threading.Thread(target=press)
+    before = signal.signal(signal.SIGINT, on_ctrl_c)
+    try:
+        with ours._loops.lock, pytest.raises(KeyboardInterrupt):
+            ours._wait_until(done, time.monotonic() + WAIT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    thread.join(WAIT)
+    assert failures == []
+    driver.make_available()
+    assert ours.close() == 0
 
 
 # ---- workers that hardly begin ----------------------------------------------------------------------------

@@ -158,7 +158,9 @@ class Loops:
         self.who = who
         self.machine = machine
         self.driver = driver
-        self.lock = threading.Lock()
+        # Of the kind that knows its owner, though nobody takes it twice: when Ctrl-C comes while a wait takes its
+        # lock again, a plain one would be released under another thread that has it.
+        self.lock = threading.RLock()
         self.defect: ServerRefused | None = None
         """What has ended a thread that should have gone on, if so."""
         self._after = after

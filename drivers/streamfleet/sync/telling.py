@@ -18,7 +18,7 @@ from streamfleet_core.events import Event
 class Teller:
     """Logs the events of one machine, in their order. ``lock`` guards ``events``, and the teller."""
 
-    def __init__(self, who: str, events: deque[Event], lock: threading.Lock) -> None:
+    def __init__(self, who: str, events: deque[Event], lock: threading.RLock) -> None:
         self._who = who
         self._events = events
         self._lock = lock
