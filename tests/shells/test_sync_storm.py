@@ -24,6 +24,7 @@ from streamfleet.valkey import ValkeyDriver
 from streamfleet_core.keys import GROUP, queue_keys
 
 PATIENCE = 60.0
+WAIT = 20.0
 SHARES = {"full": 0.1, "timeout": 0.2, "closed": 0.05, "close": 0.05, "stop": 0.15, "ctrl-c": 0.1}
 """Of each kind of interruption, the part that there is at the least."""
 REFUSED, UNKNOWN = "refused", "unknown"
@@ -201,8 +202,9 @@ class Storm:
             [handle.wait if handle._submission.tracked else handle.accepted, client.flush, handle.cancel]
         )
         try:
-            wait(rng.choice([0.0, 0.0005, 0.002, 5.0]))
+            wait(timeout := rng.choice([0.0, 0.0005, 0.002, WAIT]))
         except TimeoutError:
+            assert timeout < WAIT, "nobody was told that what it waited for has come"
             self.met["timeout"] += 1
         except Closed:
             self.met["closed"] += 1
