@@ -9,9 +9,10 @@ from contextlib import suppress
 
 import pytest
 
-from streamfleet import BufferFull, Status, TaskFailed
+from streamfleet import BufferFull, Status, TaskCancelled, TaskFailed
 from streamfleet.errors import Closed, NotSent, OutcomeUnknown, ServerRefused
-from streamfleet.sync import Client, Worker, client
+from streamfleet.sync import Client, Worker, client, loops
+from streamfleet_core.link import Role
 from streamfleet_core.worker import WorkerMachine
 
 WAIT = 20
@@ -223,6 +224,71 @@ def test_ctrl_c_while_a_wait_takes_its_lock_again_leaves_the_lock_to_who_has_it(
         signal.signal(signal.SIGINT, before)
     thread.join(WAIT)
     assert failures == []
+    driver.make_available()
+    assert ours.close() == 0
+
+
+class CtrlCOnce:
+    """Comes in place of the main thread's first call. Counts the calls after that."""
+
+    def __init__(self, call):
+        self.call, self.came, self.calls = call, False, 0
+
+    def __call__(self, *arguments):
+        if not self.came and threading.current_thread() is threading.main_thread():
+            self.came = True
+            raise KeyboardInterrupt
+        self.calls += self.came
+        return self.call(*arguments)
+
+
+def test_ctrl_c_while_a_link_is_started_leaves_it_to_the_next_call(driver, monkeypatch):
+    """It was never started: nothing was sent any more."""
+    monkeypatch.setattr(loops, "Loop", CtrlCOnce(loops.Loop))
+    ours = Client(driver)
+    with pytest.raises(KeyboardInterrupt):
+        ours.enqueue("q", "interrupted")
+    ours.enqueue("q", "next")
+    ours.flush(WAIT)
+    assert ours.close() == 0
+
+
+def test_ctrl_c_while_a_link_is_woken_leaves_it_to_the_next_call(driver):
+    """It slept on until its time was up, whatever came."""
+    ours = Client(driver)
+    ours.enqueue("q", "first").accepted(WAIT)
+    [loop] = [loop for link, loop in ours._loops._loops.items() if link.role is Role.PUBLISH]
+    notify = loop.woken.notify = CtrlCOnce(loop.woken.notify)
+    with pytest.raises(KeyboardInterrupt):
+        ours.enqueue("q", "interrupted")
+    ours.enqueue("q", "next")
+    assert notify.calls
+    assert ours.close() == 0
+
+
+def test_ctrl_c_while_another_is_told_of_its_task_leaves_it_to_the_next_call(driver):
+    """It waited for ever, though its outcome was known."""
+    driver.make_unavailable()
+    ours = Client(driver)
+    handle, told = ours.enqueue_tracked("q", "x"), []
+
+    def wait():
+        with pytest.raises(TaskCancelled):
+            handle.wait(WAIT)
+        told.append(handle.status)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    deadline = time.monotonic() + WAIT
+    while handle._submission.waiter is None or not handle._submission.waiter._waiters:
+        assert time.monotonic() < deadline
+    waiter = handle._submission.waiter
+    waiter.notify_all = CtrlCOnce(waiter.notify_all)
+    with pytest.raises(KeyboardInterrupt):
+        handle.cancel()
+    ours.enqueue("q", "next")
+    thread.join(WAIT / 2)
+    assert told == [Status.CANCELLED]
     driver.make_available()
     assert ours.close() == 0
 

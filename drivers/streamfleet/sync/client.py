@@ -286,12 +286,13 @@ class Client:
         machine = self._machine
         if machine.new_links:
             for link in [link for link in machine.new_links if link.duty.wanted()]:
-                machine.new_links.remove(link)
                 self._loops.start(link)
+                machine.new_links.remove(link)
         while machine.changed:
-            waiter = machine.changed.pop().waiter
+            waiter = machine.changed[-1].waiter
             if isinstance(waiter, threading.Condition):
                 waiter.notify_all()
+            machine.changed.pop()
         if self._waiting:
             self._changed.notify_all()
         if machine.refusal is not None:

@@ -59,6 +59,11 @@ class Loop:
         self.thread = threading.Thread(target=self._run, name=f"{loops.who}-{link.role.value}", daemon=True)
 
     @property
+    def begun(self) -> bool:
+        """Has its thread begun to run? Not when its start was interrupted, or refused."""
+        return self.thread.ident is not None
+
+    @property
     def to_end(self) -> bool:
         """Has its link nothing to do any more? The lock is held."""
         return self._link.stopped or self._link.duty.finished()
@@ -165,29 +170,30 @@ class Loops:
         """What has ended a thread that should have gone on, if so."""
         self._after = after
         self._loops: dict[Link, Loop] = {}
-        self._running = 0
         self.all_ended = threading.Condition(self.lock)
         self._teller = Teller(who, machine.events, self.lock)
 
     def start(self, link: Link) -> None:
-        """Begin to serve a link. The lock is held."""
-        self._teller.begin()
-        loop = self._loops[link] = Loop(self, link)
-        self._running += 1
-        try:
+        """Begin to serve a link, unless that has begun. The lock is held."""
+        loop = self._loops.get(link)
+        if loop is None:
+            loop = self._loops[link] = Loop(self, link)
+        if not loop.begun:
+            self._teller.begin()
             loop.thread.start()
-        except RuntimeError:  # no more threads can be had: it will never end
-            self._running -= 1
-            raise
 
     def after_step(self) -> None:
-        """Something was told to the machine: wake whom it concerns. The lock is held."""
+        """Something was told to the machine: wake whom it concerns. The lock is held.
+
+        Ctrl-C may come at any point of it: what is not done then is left to be done the next time.
+        """
         self._after()
         kicked = self.machine.kicked
         while kicked:
-            loop = self._loops.get(kicked.pop())
+            loop = self._loops.get(kicked[-1])
             if loop is not None:
                 loop.woken.notify()
+            kicked.pop()
         if self.machine.events:
             self._teller.wake()
 
@@ -227,14 +233,13 @@ class Loops:
         """A loop's thread ends."""
         with self.lock:
             loop.ended = True
-            self._running -= 1
             self.all_ended.notify_all()
             self.after_step()
 
     @property
     def running(self) -> bool:
         """Does any loop still run? The lock is held."""
-        return self._running > 0
+        return any(loop.begun and not loop.ended for loop in self._loops.values())
 
     def finish(self) -> None:
         """Wait for the threads that have ended, and until all is told."""
