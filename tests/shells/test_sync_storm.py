@@ -114,7 +114,7 @@ class Storm:
         self.met = Counter()
         self.failures = []
         self.client = None
-        self.calling = self.over = False
+        self.calling = False
         self.deadline = time.monotonic() + PATIENCE
 
     @property
@@ -132,7 +132,7 @@ class Storm:
     # ---- who works -------------------------------------------------------------------------------------
 
     def worker(self, rng):
-        worker = Worker(self.driver, name="w", concurrency=3, lease=5.0)
+        worker = Worker(self.driver, name="w", concurrency=3, lease=5.0, scan_interval=0.05)
 
         @worker.handler(self.queue)
         def handle(task):
@@ -145,14 +145,14 @@ class Storm:
         return worker
 
     def workers(self, rng):
-        """Workers that are stopped at random moments, by several at once, as long as anybody waits for a task."""
-        while not self.over:
+        """Workers that are stopped at random moments, by several at once."""
+        while not self.enough:
             worker = self.worker(rng)
             if rng.random() < 0.1:
                 worker.request_stop()
                 self.met["stop"] += 1
             worker.start()
-            self.moments.after(rng.randrange(60))
+            self.moments.after(rng.randrange(rng.choice([5, 50, 200])))
             if rng.random() < 0.5:
                 worker.request_stop(rng.choice([None, 0.0, 0.01]))
                 self.met["stop"] += 1
@@ -174,14 +174,18 @@ class Storm:
         while not self.enough:
             self.moments.after(rng.randrange(20))
             client, self.client = self.client, self.new_client(rng)
-            timeout = rng.choice([0.0, 0.001, 5.0])
-            closes = [threading.Thread(target=client.close, args=(timeout,)) for _ in range(2)]
+            timeout, unsent = rng.choice([0.0, 0.001, WAIT]), []
+            closes = [
+                threading.Thread(target=lambda c=client, t=timeout, u=unsent: u.append(c.close(t)), daemon=True)
+                for _ in range(2)
+            ]
             for close in closes:
                 close.start()
             self.met["close"] += 1
             for close in closes:
                 close.join(self.deadline - time.monotonic())
                 assert not close.is_alive(), "close hangs"
+            assert timeout < WAIT or unsent == [0, 0], "it had time, and a server"
 
     def new_client(self, rng):
         return Client(self.driver, buffer_tasks=3, buffer_timeout=rng.choice([0.0, 0.0005, 1.0]))
@@ -273,15 +277,14 @@ class Storm:
         switch = sys.getswitchinterval()
         sys.setswitchinterval(1e-5)
         try:
-            for thread in threads:
-                thread.start()
-            self.guarded(self.call_interrupted, rngs[0])
-            for thread in threads:
-                self.over = thread in threads[-2:]  # by now nobody waits for a task
-                thread.join(self.deadline - time.monotonic())
-                assert not thread.is_alive()
+            with self.worker(rngs[0]).running():  # what the others give back is not to pile up
+                for thread in threads:
+                    thread.start()
+                self.guarded(self.call_interrupted, rngs[0])
+                for thread in threads:
+                    thread.join(self.deadline - time.monotonic())
+                    assert not thread.is_alive()
         finally:
-            self.over = True
             sys.setswitchinterval(switch)
             signal.signal(signal.SIGINT, before)
         assert self.client.close() == 0
