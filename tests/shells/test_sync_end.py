@@ -253,11 +253,12 @@ def test_ctrl_c_while_a_link_is_started_leaves_it_to_the_next_call(driver, monke
     assert ours.close() == 0
 
 
-def test_ctrl_c_while_a_link_is_woken_leaves_it_to_the_next_call(driver):
+def test_ctrl_c_while_a_link_is_woken_leaves_it_to_the_next_call(driver, eventually):
     """It slept on until its time was up, whatever came."""
     ours = Client(driver)
     ours.enqueue("q", "first").accepted(WAIT)
     [loop] = [loop for link, loop in ours._loops._loops.items() if link.role is Role.PUBLISH]
+    eventually(lambda: loop.woken._waiters)
     notify = loop.woken.notify = CtrlCOnce(loop.woken.notify)
     with pytest.raises(KeyboardInterrupt):
         ours.enqueue("q", "interrupted")
