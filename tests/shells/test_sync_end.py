@@ -228,6 +228,27 @@ def test_ctrl_c_while_a_wait_takes_its_lock_again_leaves_the_lock_to_who_has_it(
     assert ours.close() == 0
 
 
+def test_ctrl_c_right_after_a_wait_has_given_its_lock_up_comes_out_as_it_is(driver):
+    """The lock was not taken again: what came out was an error about that."""
+    driver.make_unavailable()
+    ours = Client(driver)
+    handle = ours.enqueue_tracked("q", "x")
+    with ours._loops.lock:
+        conditions = ours._changed, ours._waiter_of(handle._submission)
+    for condition, call in zip(conditions, (ours.flush, handle.wait), strict=True):
+
+        def give_up(condition=condition, release=condition._release_save):
+            release()
+            raise KeyboardInterrupt
+
+        condition._release_save = give_up
+        with pytest.raises(KeyboardInterrupt):
+            call(WAIT)
+        condition._release_save = ours._loops.lock._release_save
+    driver.make_available()
+    assert ours.close() == 0
+
+
 class CtrlCOnce:
     """Comes in place of the main thread's first call. Counts the calls after that."""
 

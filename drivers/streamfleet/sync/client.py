@@ -193,7 +193,7 @@ class Client:
                 left = None if deadline is None else deadline - monotonic()
                 if (left is not None and left <= 0) or self._machine.refusal or self._ended:
                     return False
-                self._changed.wait(left)
+                self._loops.wait(self._changed, left)
             return True
         finally:
             self._waiting -= 1
@@ -232,7 +232,7 @@ class Client:
             grace = monotonic() + GRACE if deadline is None else max(deadline, monotonic() + GRACE)
             while self._loops.running and not machine.refusal and monotonic() < grace:
                 self._loops.interrupt_finished()
-                self._loops.all_ended.wait(min(0.1, max(0.0, grace - monotonic())))
+                self._loops.wait(self._loops.all_ended, min(0.1, max(0.0, grace - monotonic())))
             if not self._ended:
                 self._end()
         self._loops.finish()
@@ -248,7 +248,7 @@ class Client:
         loops.cut()
         deadline = monotonic() + LINGER
         while loops.running and monotonic() < deadline:
-            loops.all_ended.wait(max(0.0, deadline - monotonic()))
+            loops.wait(loops.all_ended, max(0.0, deadline - monotonic()))
         unsent = self._unsent = machine.pending + machine.abandoned
         if unsent:
             text = f"closed with {unsent:,} tasks not sent"

@@ -90,7 +90,7 @@ class Handle:
                 if left is not None and left <= 0:
                     now = submission.status.name.lower()
                     raise TimeoutError(f"task {self.id} was not {what} within {timeout:g} s; it is {now}")
-                waiter.wait(left)
+                client._loops.wait(waiter, left)
 
     def __repr__(self) -> str:
         return f"<Handle {self.id} {self.status.name}>"

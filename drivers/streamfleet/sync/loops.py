@@ -197,6 +197,18 @@ class Loops:
         if self.machine.events:
             self._teller.wake()
 
+    def wait(self, condition: threading.Condition, timeout: float | None) -> None:
+        """Wait on a condition of the lock. The lock is held afterwards, also when Ctrl-C has ended the wait.
+
+        It may come right after the lock was given up, before `threading` has made sure that it is taken again.
+        """
+        try:
+            condition.wait(timeout)
+        except BaseException:
+            if not condition._is_owned():  # type: ignore[attr-defined]
+                self.lock.acquire()
+            raise
+
     def interrupt_finished(self) -> None:
         """End blocking reads that serve nothing any more. The lock is held."""
         for loop in self._loops.values():

@@ -334,7 +334,8 @@ class _Run:
                 if left is not None and left <= 0:
                     return False
                 # Signal handlers run when the main thread wakes, and the kernel may give a signal to another.
-                self.loops.all_ended.wait(SIGNAL_PAUSE if left is None else min(left, SIGNAL_PAUSE))
+                pause = SIGNAL_PAUSE if left is None else min(left, SIGNAL_PAUSE)
+                self.loops.wait(self.loops.all_ended, pause)
             self.ended = True
             self._work.notify_all()
         self.loops.finish()
