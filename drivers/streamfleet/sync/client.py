@@ -37,7 +37,8 @@ class Client:
 
     It starts without a server and stays up without one: tasks wait in a bounded local buffer. Use it as a
     context manager, or call `close`. After a fork the child's client starts anew, with an empty buffer and a
-    new identity.
+    new identity. KeyboardInterrupt may come out of each call in the main thread: one that strikes within
+    `enqueue` leaves open whether that task was taken, and may cut a count short; what was taken before stays.
 
     ``driver``: how to reach the server. ``queues``: those known beforehand; others are added at first use.
     ``buffer_timeout``: seconds that `enqueue` waits for room in a full buffer before it raises BufferFull
