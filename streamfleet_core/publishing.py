@@ -22,9 +22,10 @@ from streamfleet_core import outcomes, safeguards
 from streamfleet_core.connection import Command, Reply, ServerError, ServerIdentity
 from streamfleet_core.events import EventKind
 from streamfleet_core.keeping import Batch, Kept
-from streamfleet_core.keys import RECEIVER_GROUP, QueueKeys, receiver_key
+from streamfleet_core.keys import QueueKeys, receiver_key
 from streamfleet_core.link import FOREVER, Exchange, Link
 from streamfleet_core.receiving import Receiver
+from streamfleet_core.registering import Registration
 from streamfleet_core.replies import ErrorKind, abort_cause, classify, parse_time
 from streamfleet_core.submission import Status, Submission
 from streamfleet_core.wire import AT_DATA, has_failed
@@ -44,7 +45,7 @@ class Stage(Enum):
     """What the exchange in flight was for."""
 
     GREET = "announce ourselves at the marker and read it"
-    REGISTER = "create the receiver"
+    REGISTER = "enter the receiver"
     PUBLISH = "a batch"
     CHECK = "ask the marker whether the server still knows what it has accepted"
     LOOK = "has a task that is to be cancelled run before?"
@@ -63,7 +64,6 @@ class Publisher:
         "_cancels",
         "_client_id",
         "_commands",
-        "_entering",
         "_kept",
         "_last",
         "_leaving",
@@ -75,6 +75,7 @@ class Publisher:
         "_ready",
         "_receiver",
         "_refresh_at",
+        "_registration",
         "_resend",
         "_said_goodbye",
         "_sent_at",
@@ -99,6 +100,7 @@ class Publisher:
         self._marker = marker
         self._queues = queues
         self._receiver = receiver
+        self._registration = Registration(client_id, queues, receiver)
         self._buffer: deque[Submission] = deque()
         self._batch: Batch | None = None
         """The batch in flight, or whose outcome is unknown."""
@@ -121,8 +123,6 @@ class Publisher:
         self._looked = False
         """Was the first task that is to be cancelled looked at, under a WATCH that stands, and has not run?"""
         self._commands: list[Command] = []
-        self._entering: list[QueueKeys] = []
-        """The queues that the registration in flight is for; more may be met before it is answered."""
         self._positions: list[int] = []
         self._sent_at = 0.0
         self._refresh_at = FOREVER
@@ -242,6 +242,7 @@ class Publisher:
         self._machine.clock.observed(parse_time(replies[3]), self._sent_at, now)
         self._ready = True
         self._looked = False
+        self._registration.begin()
         applied = safeguards.applied_batch(replies[1])
         batch, self._batch = self._batch, None
         if batch is not None:
@@ -402,13 +403,8 @@ class Publisher:
     # ---- receiver, schedule, end --------------------------------------------------------------------
 
     def _register(self, now: float) -> Exchange:
-        """The heartbeat comes before the stream, so that no stream is ever left without a trace."""
         self._stage = Stage.REGISTER
-        score = self._machine.clock.ms(now)
-        self._entering = list(self._queues.values())
-        self._commands = [("ZADD", keys.receivers, score, self._client_id) for keys in self._entering]
-        receiver = receiver_key(self._client_id)
-        self._commands.append(("XGROUP", "CREATE", receiver, RECEIVER_GROUP, b"0", "MKSTREAM"))
+        self._commands = self._registration.commands(self._client_id, self._machine.clock.ms(now))
         return Exchange(self._commands)
 
     def _registered(self, replies: list[Reply], now: float) -> None:
@@ -416,7 +412,7 @@ class Publisher:
             if isinstance(reply, ServerError) and classify(reply) is not ErrorKind.GROUP_EXISTS:
                 self._trouble(reply, command, now)
                 return
-        self._receiver.registered(self._entering, now, created=replies[-1] == b"OK", unsent=self._unsent())
+        self._registration.answered(replies, now, self._unsent())
 
     def _unsent(self) -> set[Submission]:
         """What is in batches that are still to be sent, or to be sent again."""

@@ -50,6 +50,8 @@ class Receiver:
         "_machine",
         "_next_beat",
         "_queues",
+        "_registrations",
+        "_registrations_then",
         "_repair",
         "active",
         "forgotten",
@@ -72,6 +74,8 @@ class Receiver:
         self._repair = False
         """Create the stream again with the next beat."""
         self._commands: list[Command] = []
+        self._registrations = self._registrations_then = 0
+        """How often the publisher has registered us: now, and when the exchange in flight was sent."""
         self.active = False
         self.forgotten = False
         """Has the server perhaps lost it?"""
@@ -88,17 +92,18 @@ class Receiver:
         """May tracked tasks of this queue be sent?"""
         return keys.queue in self._known and not self.forgotten
 
-    def registered(
-        self, queues: list[QueueKeys], now: float, *, created: bool, unsent: Collection[Submission]
-    ) -> None:
-        """The publisher has entered the receiver for these queues, and ``created`` it if it was missing.
+    def missing(self, unsent: Collection[Submission]) -> None:
+        """The publisher has found no receiver where there was one, and will make it anew.
 
         ``unsent``: what is still to be sent, or to be sent again, and will be notified.
         """
-        if created and self.has_stream:
-            lost = [s for s in self._under_way(Status.ACCEPTED) if s not in unsent]
-            if lost or not self.forgotten:
-                self._give_up(lost)
+        lost = [submission for submission in self._under_way(Status.ACCEPTED) if submission not in unsent]
+        if lost or not self.forgotten:
+            self._give_up(lost)
+
+    def registered(self, queues: list[QueueKeys], now: float) -> None:
+        """The publisher has entered the receiver for these queues, and there is one."""
+        self._registrations += 1
         self.has_stream = True
         self.forgotten = False
         self._known.update(keys.queue for keys in queues)
@@ -139,6 +144,7 @@ class Receiver:
         if not self.wanted():
             return None
         config = self._machine.config
+        self._registrations_then = self._registrations
         receiver = receiver_key(self._client_id)
         commands: list[Command] = []
         if self._handled:
@@ -188,8 +194,11 @@ class Receiver:
                     break
             elif (command[0] == "ZADD" and reply == 1) or (command[0] == "EXISTS" and reply == 0):
                 collected = True
-        if collected:
+        if collected and self._registrations == self._registrations_then:
             self._collected(now)
+        elif collected:
+            # While a read waits its news grows old: what was missing then may be there since. Ask again.
+            self._next_beat, self._beats = now, 0
 
     def lost(self, *, sent: bool, now: float) -> None:
         """Whatever a lost reply carried is still in the stream, and `begin` reads that from its start."""

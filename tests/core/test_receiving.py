@@ -191,3 +191,33 @@ def test_it_ends_at_close_and_takes_its_stream_along(world, client):
 def test_a_last_pull_after_the_end_sends_nothing(world, client):
     client.close()
     assert client.machine.lanes[0].receiver.pull(world.now) is None
+
+
+def old_news(world, client):
+    """While a read waits, its news that the receiver is missing grows old: the publisher makes a new one."""
+    world.call("DEL", receiver(client))
+    client.receive.hold_at("EXISTS")
+    client.receive.execute()
+    later = client.enqueue(b"later", "r", tracked=True)
+    world.pump()
+    assert (client.first.status, later.status) == (Status.UNKNOWN, Status.ACCEPTED)
+    return later
+
+
+def test_tasks_sent_after_the_receiver_was_made_anew_are_not_given_up_for_old_news(world, client):
+    later = old_news(world, client)
+    client.receive.held = False
+    world.advance(10)
+    assert later.status is Status.ACCEPTED
+    assert client.machine.counts["collected"] == 1
+    notify(world, client, later)
+    world.pump()
+    assert later.status is Status.COMPLETED
+
+
+def test_old_news_makes_it_look_again_with_the_next_read(world, client):
+    later = old_news(world, client)
+    world.call("DEL", receiver(client))
+    client.receive.held = False
+    world.advance(2 * client.machine.config.block + 0.5)
+    assert later.status is Status.UNKNOWN
