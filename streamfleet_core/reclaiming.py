@@ -31,7 +31,7 @@ IDLE_FACTOR = 2.5
 class Reclaimer:
     """See the module's text."""
 
-    __slots__ = ("_control", "_machine", "_queues", "consumers", "next_at")
+    __slots__ = ("_control", "_machine", "_queues", "consumers", "left", "next_at")
 
     def __init__(self, machine: WorkerMachine, control: Controller, queues: list[QueueState], now: float) -> None:
         self._machine = machine
@@ -40,6 +40,8 @@ class Reclaimer:
         self.next_at = now
         self.consumers: dict[str, list[dict[bytes, Reply]]] = {}
         """What the server said of each queue's consumers, last time."""
+        self.left = False
+        """Were idle entries left where they are, for want of room?"""
 
     def reclaim(self, now: float) -> Steps:
         """Who has pending entries? Which of them are idle? Claim those and move the fence, in one transaction."""
@@ -48,6 +50,7 @@ class Reclaimer:
         commands: list[Command] = [("XINFO", "CONSUMERS", queue.keys.stream, GROUP) for queue in self._queues]
         answer = yield commands
         self.next_at = answer.now + interval
+        self.left = False
         suspects = self._suspects(answer, commands)
         if not any(row.get(b"pending") for rows in self.consumers.values() for row in rows):
             self.next_at = answer.now + min(interval * IDLE_FACTOR, config.lease / 2)
@@ -72,7 +75,8 @@ class Reclaimer:
             idle.setdefault(queue.keys.queue, []).extend(rows)
         for queue in self._queues:
             rows = idle.get(queue.keys.queue, [])
-            room = self._room()
+            room = self.room()
+            self.left = self.left or len(rows) > room
             if rows and room > 0:
                 if len(rows) >= room:  # there may be more
                     self.next_at = answer.now
@@ -95,7 +99,14 @@ class Reclaimer:
                     suspects.append((queue, name))
         return suspects
 
-    def _room(self) -> int:
+    def room_changed(self) -> None:
+        """Entries have ended: what was left for want of room may be taken now."""
+        if self.left and self.room() > 0:
+            self.left = False
+            self.next_at = float("-inf")
+            self._control.link.kick()
+
+    def room(self) -> int:
         """Reclaimed entries go first, so a busy worker takes some too, but never a heap."""
         machine = self._machine
         concurrency = machine.config.concurrency

@@ -432,6 +432,7 @@ class WorkerMachine:
         for lane in self.lanes.values():
             if lane.read.sleeping and lane.reader.room() > 0:
                 lane.read.kick()
+            lane.controller.reclaimer.room_changed()
 
     def token(self) -> bytes:
         """A value that no key of ours has had before: for fences and moves."""

@@ -51,6 +51,26 @@ def test_a_dead_workers_entries_run_elsewhere_within_lease_and_scan(world):
     assert event.data["owners"].keys() == {dead.machine.consumer.decode()}
 
 
+def test_what_was_left_for_want_of_room_is_taken_as_soon_as_there_is_some(world):
+    """A fleet had nothing to do between two looks, while a dead worker's entries lay there."""
+    ids = abandon(world, 9)
+    worker = world.worker(concurrency=1, prefetch_horizon=0.0)
+    while not worker.deliveries:
+        world.advance(0.1)
+    began, taken = world.now, []
+    while len(taken) < len(ids):
+        delivery = worker.take()
+        taken.append(delivery.entry_id)
+        worker.succeed(delivery)
+        world.pump()
+    assert world.now == began
+    assert sorted(taken) == ids
+    assert world.pending() == {}
+    looks = len(scans(worker))
+    world.advance(1.0)
+    assert len(scans(worker)) <= looks + 1
+
+
 def test_reclaimed_entries_go_first(world):
     (old,) = abandon(world)
     worker = world.worker(concurrency=2)
