@@ -155,7 +155,7 @@ def _fail_over(world: World, snapshot: object, saved: tuple[object, ...], genera
 
 def _jump(world: World, fault: Fault) -> None:
     world.server.jump(fault.amount)
-    world.clock_odd = True
+    world.clock_odd = world.clock_set = True
     world.jumped_back += max(0.0, -fault.amount)
     world.odd()
 
@@ -168,14 +168,14 @@ def _delete_consumer(world: World, fault: Fault) -> None:
     worker = world.workers[fault.who % len(world.workers)]
     stream = queue_keys(world.queues[fault.who % len(world.queues)]).stream
     world.odd()
-    world.observer.forgot_deliveries()
+    world.observer.forgot_deliveries(stream, worker.name.encode())
     world.administrator("XGROUP", "DELCONSUMER", stream, GROUP, worker.name)
 
 
 def _destroy_group(world: World, fault: Fault) -> None:
     stream = queue_keys(world.queues[fault.who % len(world.queues)]).stream
     world.odd()
-    world.observer.forgot_deliveries()
+    world.observer.forgot_deliveries(stream)
     world.administrator("XGROUP", "DESTROY", stream, GROUP)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streamfleet_core.connection import Reply, ServerIdentity
+from streamfleet_core.connection import Command, Reply, ServerIdentity
 from streamfleet_core.errors import NotSent, OutcomeUnknown
-from streamfleet_core.link import Connect, Disconnect, Exchange, Link, Sleep
+from streamfleet_core.link import Connect, Disconnect, Exchange, Link, Role, Sleep
 
 from .network import Wire
 
@@ -29,11 +29,14 @@ class LinkLoop:
         self.ended = False
         self.quiet_since = FOREVER
         """Since when its connection stands without trouble (virtual seconds)."""
+        self.broke_at = -1.0
+        """When it last lost an exchange whose outcome is unknown (virtual seconds)."""
         self._random = process.world.random(self.name)
         self._sleep = 0
         self._sleeping = False
         self._blocked = False
         self._exchange = 0
+        self._commands: list[Command] = []
 
     def start(self) -> None:
         """Begin."""
@@ -116,6 +119,7 @@ class LinkLoop:
     def _begin(self, action: Exchange) -> None:
         assert self.wire is not None, "an exchange without a connection"
         self._exchange += 1
+        self._commands = action.commands
         self._blocked = action.blocking
         if self.process.partitioned:
             self.disturbed()
@@ -133,6 +137,8 @@ class LinkLoop:
         self.wire.finished(exchange)
         self._exchange += 1
         self._blocked = False
+        if self.link.role is Role.PUBLISH:
+            process.world.observer.markers.heard(process, self._commands, replies)
         self.link.replies_received(replies, process.now)
         process.after_step()
         self.run()
@@ -155,6 +161,8 @@ class LinkLoop:
             return
         self._exchange += 1
         self._hang_up()
+        if unknown:
+            self.broke_at = process.world.engine.now
         process.world.trace.note(self.name, why)
         error = OutcomeUnknown(why) if unknown else NotSent(why)
         self.link.connection_lost(error, outcome_unknown=unknown, now=process.now)

@@ -3,16 +3,18 @@
 Commands that matter are wrapped; what one transaction changes is judged when it ends. The observer's knowledge
 is part of the server's history: when the server goes back to a snapshot, so does the knowledge.
 
-What is checked here, at every transaction (numbers as in the list of invariants):
+What is checked (numbers as in the list of invariants), each in a module of its own:
 
-    I2   a task reaches one terminal state, once, within the history of one primary
-    I3   its attempts form one unbranched chain: an entry with n failures is followed by one with n or n + 1
-    I4   it has at most one live entry, in the stream or in the schedule
-    I5   what was cancelled never ran, and never will (unless the server has lost the cancellation)
-    I6   what completed had run to its end
-    I8   the entry of a healthy worker is never reclaimed, after an outage neither
-    I11  it has no more retries than allowed, and is dead-lettered for its deliveries only after so many
-    I12  a notice never brings a receiver back; no client that beats is collected
+    here       I2 a task reaches one terminal state, once, within the history of one primary; I3 its attempts form
+               one unbranched chain; I4 it has at most one live entry, in the stream or in the schedule
+    outcomes   I5, I6, I7, I11: each end, recorded or told, has its cause in what handlers and users did
+    owned      I13: what was delivered is pending for somebody, and only its owner ends or renews it
+    reclaims   I8, I9: what healthy workers hold is left to them, what others leave is taken over in time
+    receivers  I12: no notice brings a receiver back; no client that beats is collected
+    markers    I16: each loss that a client sees is reported, and no other
+
+Tasks that a fault has touched (the server lost what it knew of them) are forgiven what follows from that: I5 and
+I11. All others are not.
 """
 
 from __future__ import annotations
@@ -21,31 +23,34 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from streamfleet.memory.database import Database
 from streamfleet.memory.session import Session
-from streamfleet.memory.streams import Stream
 from streamfleet_core.connection import Reply
-from streamfleet_core.keys import GROUP, queue_keys
+from streamfleet_core.keys import queue_keys
 from streamfleet_core.replies import parse_entries, parse_read
 from streamfleet_core.state import Delivery
-from streamfleet_core.submission import Status, Submission
+from streamfleet_core.submission import Submission
 from streamfleet_core.wire import unpack_fields
 
+from .markers import Markers
+from .outcomes import Outcomes
+from .owned import Owned
 from .plan import Act, TaskPlan
-from .records import Record, Run, Wish
+from .receivers import RECEIVER, Receivers
+from .reclaims import Reclaims
+from .records import Change, Record, Run, Wish
 
 if TYPE_CHECKING:
     from .network import Wire
-    from .processes import ClientProcess, Process, WorkerProcess
+    from .processes import ClientProcess, WorkerProcess
     from .world import World
 
-Original = Callable[[Database, list[bytes]], Reply]
+Original: TypeAlias = Callable[[Database, list[bytes]], Reply]
 """The model's own implementation of a command."""
-RELEASED_MS = 86_400_000
-"""An entry idle for longer was given back by its owner."""
-_BEFORE = b"streamfleet:receiver:"
+Watch: TypeAlias = Callable[[Database, list[bytes], Original], Reply]
+"""What stands around it."""
 
 
 class Observer:
@@ -62,7 +67,6 @@ class Observer:
         """How many times an entry of a stream was handed to somebody."""
         self.unknown_to_owner: set[tuple[bytes, bytes]] = set()
         """Entries delivered on connections that their owners had given up."""
-        self.beats: dict[bytes, float] = {}
         self.greeted: dict[str, list[float]] = {}
         """When each client has announced itself at its marker."""
         self.accepted_at: dict[str, float] = {}
@@ -74,14 +78,20 @@ class Observer:
         self.wishes: dict[str, Wish] = {}
         self.terminal_kinds: dict[str, set[str]] = {}
         """All terminal states that a task has ever had, in any history."""
-        self.cancelled_at_server: set[str] = set()
-        self._touched: dict[str, tuple[int, list[int], list[int], bool]] = {}
-        self._in_transaction = False
+        self.touched: set[str] = set()
+        """Tasks of which the server has lost something."""
+        self.in_transaction = False
+        self._changes: dict[str, Change] = {}
         keys = [queue_keys(queue) for queue in world.queues]
-        self._streams = {one.stream for one in keys}
+        self.streams = {one.stream for one in keys}
         self._dead = {one.dead for one in keys}
         self._schedules = {one.schedule: one.scheduled for one in keys}
-        self._receivers = {one.receivers for one in keys}
+        self.receiver_sets = {one.receivers for one in keys}
+        self.outcomes = Outcomes(self)
+        self.owned = Owned(self)
+        self.reclaims = Reclaims(self)
+        self.receivers = Receivers(self)
+        self.markers = Markers(self)
         self._install()
 
     # ---- installing ---------------------------------------------------------------------------------
@@ -89,34 +99,33 @@ class Observer:
     def _install(self) -> None:
         model = self.world.server.model
         table = dict(model.commands)
-        watched = {
+        own: dict[bytes, Watch] = {
             b"XADD": self._xadd,
             b"XDEL": self._xdel,
-            b"ZADD": self._zadd,
             b"ZREM": self._zrem,
-            b"ZREMRANGEBYSCORE": self._zremrangebyscore,
             b"HSET": self._hset,
             b"HINCRBY": self._hincrby,
             b"XCLAIM": self._xclaim,
             b"XREADGROUP": self._xreadgroup,
         }
-        for name, watch in watched.items():
-            spec = table[name]
-            table[name] = replace(spec, handler=partial(watch, original=cast("Original", spec.handler)))
+        for watched in (own, self.owned.watched(), self.reclaims.watched(), self.receivers.watched()):
+            for name, watch in watched.items():
+                spec = table[name]
+                table[name] = replace(spec, handler=partial(watch, original=cast("Original", spec.handler)))
         table[b"EXEC"] = replace(table[b"EXEC"], session_handler=self._exec)
         model.commands = table
 
     def _exec(self, session: Session, args: list[bytes]) -> Reply:
-        self._in_transaction = True
+        self.in_transaction = True
         try:
             return session.exec(args)
         finally:
-            self._in_transaction = False
+            self.in_transaction = False
             self._judge()
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """A command has changed something: judge now, or with its transaction."""
-        if not self._in_transaction:
+        if not self.in_transaction:
             self._judge()
 
     @property
@@ -124,81 +133,87 @@ class Observer:
         """Whose command it is."""
         return self.actor.owner.name if self.actor is not None else "somebody"
 
+    @property
+    def process(self) -> str:
+        """The process whose command it is."""
+        return self.who.split()[0]
+
+    @property
+    def role(self) -> str:
+        """The role of the link on which it came."""
+        return self.who.partition(" ")[2]
+
     # ---- history ------------------------------------------------------------------------------------
 
     def save(self) -> tuple[object, ...]:
         """The knowledge that goes with a snapshot of the server."""
         records = {task_id: record.copy() for task_id, record in self.records.items()}
-        return records, dict(self.entries), dict(self.owners), copy(self.unknown_to_owner), dict(self.beats)
+        beats = dict(self.receivers.beats)
+        return records, dict(self.entries), dict(self.owners), copy(self.unknown_to_owner), beats
 
     def load(self, saved: tuple[object, ...]) -> None:
-        """The server has gone back."""
-        records, self.entries, self.owners, self.unknown_to_owner, self.beats = saved  # type: ignore[assignment]
-        self.records = {task_id: record.copy() for task_id, record in records.items()}  # type: ignore[attr-defined]
-        self.entries = dict(self.entries)
-        self.beats = dict(self.beats)
+        """The server has gone back: what has happened to tasks since then is lost."""
+        records, entries, owners, unknown, beats = saved
+        before, handed_out = self.records, self.owners
+        self.records = {task: record.copy() for task, record in cast("dict[str, Record]", records).items()}
+        self.entries = dict(cast("dict[tuple[bytes, bytes], str]", entries))
+        self.owners = dict(cast("dict[tuple[bytes, bytes], int]", owners))
+        self.unknown_to_owner = set(cast("set[tuple[bytes, bytes]]", unknown))
+        self.touched |= {task for task in {**before, **self.records} if before.get(task) != self.records.get(task)}
+        for place, task in self.entries.items():
+            if handed_out.get(place) != self.owners.get(place):
+                self.touched.add(task)
+        self.receivers.went_back(dict(cast("dict[bytes, float]", beats)))
 
     def wiped(self) -> None:
         """The server has lost everything."""
+        self.touched |= self.records.keys()
         self.records, self.entries, self.owners = {}, {}, {}
         self.unknown_to_owner = set()
+        self.receivers.went_back({})
 
-    def forgot_deliveries(self) -> None:
-        """The server's counts of deliveries begin anew: somebody has removed a group or a consumer.
+    def forgot_deliveries(self, stream: bytes, consumer: bytes | None = None) -> None:
+        """Somebody removes a group (or only a consumer): for its entries the server begins to count anew.
 
         What workers have in their hands then may start once more, uncounted.
         """
-        self.starts = dict.fromkeys(self.starts, -len(self.world.workers))
+        for place, owner, _ in self.reclaims.pending():
+            if place[0] == stream and consumer in (None, owner):
+                self.starts[place] = -len(self.world.workers)
+                self.owners[place] = 0
 
     # ---- what users and handlers do -----------------------------------------------------------------
 
     def enqueued(self, client: ClientProcess, submission: Submission, task: TaskPlan) -> None:
         """A client has taken a task."""
-        expires_at = 0.0 if task.expires_in is None else self.world.engine.now + task.expires_in
-        self.wishes[submission.id] = Wish(client, task, submission, submission.expires_ms, expires_at)
+        now = self.world.engine.now
+        expires_at = 0.0 if task.expires_in is None else now + task.expires_in
+        self.wishes[submission.id] = Wish(client, task, submission, now, submission.expires_ms, expires_at)
         self.world.trace.note(client.name, f"enqueues {self.label(submission.id)}")
+
+    def cancelling(self, client: ClientProcess, submission: Submission) -> None:
+        """A user wants a task not to run."""
+        self.wishes[submission.id].cancelled_at = self.world.engine.now
+        self.world.trace.note(client.name, f"cancels {self.label(submission.id)}")
 
     def resolved(self, client: ClientProcess, submission: Submission) -> None:
         """A client tells its user how a task ended; it must be true."""
         wish = self.wishes[submission.id]
-        wish.resolved = status = submission.status
-        self.world.trace.note(client.name, f"{self.label(submission.id)} is {status.name}")
-        kinds = self.terminal_kinds.get(submission.id, set())
-        expected = {Status.COMPLETED: "completed", Status.FAILED: "dead"}.get(status)
-        if expected is not None and expected not in kinds:
-            self._violated("untrue", submission.id, f"{client.name} was told {status.name}, but it is {kinds}")
-        if status is Status.EXPIRED:
-            self._expired(submission.id, wish)
-        if status is Status.CANCELLED and self.runs_of.get(submission.id) and not self.world.lossy:
-            self._violated("I5", submission.id, "reported as cancelled, but it had run")
-
-    def _expired(self, task_id: str, wish: Wish) -> None:
-        """Not before its time; clocks that were set, or slow to tell the time, are no measure."""
-        early = wish.expires_at - self.world.engine.now - wish.client.clock_error
-        if early > 0.3 + 10 * self.world.plan.network.latency and not self.world.clock_odd:
-            self._violated("expiry", task_id, f"has expired {early:.3f} s too early")
+        wish.resolved = submission.status
+        self.world.trace.note(client.name, f"{self.label(submission.id)} is {submission.status.name}")
+        self.outcomes.told(wish, submission.status)
 
     def run_started(self, worker: WorkerProcess, delivery: Delivery) -> int:
         """A handler starts."""
         assert delivery.task is not None, "started without a task"
+        place = (delivery.queue.keys.stream, delivery.entry_id)
         run = Run(delivery.task.id, delivery.entry_id, worker.name, self.world.engine.now)
         self.runs.append(run)
-        runs = self.runs_of.setdefault(run.task_id, [])
-        runs.append(run)
+        self.runs_of.setdefault(run.task_id, []).append(run)
         attempt = delivery.task.retries
         self.world.trace.note(worker.name, f"runs {self.label(run.task_id)}, {attempt} failures so far")
-        wish = self.wishes.get(run.task_id)
-        if wish is not None and wish.resolved is Status.CANCELLED and not self.world.lossy:
-            self._violated("I5", run.task_id, "runs though it was reported as cancelled")
-        if wish is not None and wish.expires_at and not self.world.clock_odd:
-            holder = self.world.workers_by_name.get(worker.name)
-            late = run.at - wish.expires_at - (holder.clock_error if holder else 0.0)
-            if late > 0.3 + 10 * self.world.plan.network.latency:
-                self._violated("expiry", run.task_id, f"is started {late:.3f} s after its expiry")
-        place = (delivery.queue.keys.stream, run.entry_id)
-        here = self.starts[place] = self.starts.get(place, 0) + 1
-        if here > self.world.max_deliveries and not self.world.lossy:
-            self._violated("I11", run.task_id, f"entry {run.entry_id!r} runs for the {here}th time")
+        self.starts[place] = self.starts.get(place, 0) + 1
+        self.outcomes.started(run, place)
         return len(self.runs) - 1
 
     def run_ended(self, number: int, act: Act) -> None:
@@ -214,67 +229,65 @@ class Observer:
 
     # ---- commands -----------------------------------------------------------------------------------
 
-    def _record(self, task_id: str) -> Record:
+    def record(self, task_id: str) -> Record:
+        """What is known of a task."""
         record = self.records.get(task_id)
         if record is None:
             record = self.records[task_id] = Record(self.label(task_id), task_id)
         return record
 
-    def _touch(self, task_id: str) -> tuple[Record, tuple[int, list[int], list[int], bool]]:
-        record = self._record(task_id)
-        touched = self._touched.get(task_id)
-        if touched is None:
-            touched = self._touched[task_id] = (len(record.live), [], [], bool(record.ended))
-        return record, touched
+    def _touch(self, task_id: str) -> tuple[Record, Change]:
+        record = self.record(task_id)
+        change = self._changes.get(task_id)
+        if change is None:
+            change = self._changes[task_id] = Change(len(record.live), bool(record.ended))
+        return record, change
 
     def _gain(self, task_id: str, place: tuple[bytes, bytes], failures: int) -> None:
-        record, touched = self._touch(task_id)
+        record, change = self._touch(task_id)
         record.live[place] = failures
         record.accepted = True
         self.entries[place] = task_id
-        touched[1].append(failures)
+        change.gained.append((place, failures))
 
     def _lose(self, place: tuple[bytes, bytes]) -> None:
         task_id = self.entries.pop(place, None)
         if task_id is None:
             return
-        record, touched = self._touch(task_id)
-        touched[2].append(record.live.pop(place, 0))
+        record, change = self._touch(task_id)
+        change.lost.append((place, record.live.pop(place, 0)))
         self.owners.pop(place, None)
         self.unknown_to_owner.discard(place)
 
     def _xadd(self, db: Database, args: list[bytes], original: Original) -> Reply:
         key = args[1]
-        was_there = key in db.values
         reply = original(db, args)
-        if key in self._streams:
+        if key in self.streams:
             fields = dict(zip(args[3::2], args[4::2], strict=True))
             self._gain(fields[b"id"].decode(), (key, cast("bytes", reply)), int(fields[b"retries"]))
-            self._step()
+            self.step()
         elif key in self._dead:
             fields = dict(zip(args[3::2], args[4::2], strict=True))
-            task_id = fields[b"id"].decode()
-            record, _ = self._touch(task_id)
+            record, change = self._touch(fields[b"id"].decode())
             record.dead += 1
-            self._delivered_too_often(task_id, fields)
-            self._step()
-        elif key.startswith(_BEFORE) and not was_there and key in db.values:
-            self.world.violated("I12", f"{self.who}: a notice has brought back {key.decode()}")
+            change.letter = fields
+            self.outcomes.letter(record, fields)
+            self.step()
+        elif key.startswith(RECEIVER):
+            first = args.index(b"*") + 1
+            notice = dict(zip(args[first::2], args[first + 1 :: 2], strict=True))
+            task_id = notice.get(b"task_id", b"").decode()
+            if task_id in self.records:
+                self._touch(task_id)[1].notices.append(notice[b"type"].decode())
+                self.step()
         return reply
 
     def _xdel(self, db: Database, args: list[bytes], original: Original) -> Reply:
         reply = original(db, args)
-        if args[1] in self._streams:
+        if args[1] in self.streams:
             for entry_id in args[2:]:
                 self._lose((args[1], entry_id))
-            self._step()
-        return reply
-
-    def _zadd(self, db: Database, args: list[bytes], original: Original) -> Reply:
-        reply = original(db, args)
-        late = self.actor is not None and self.actor.closed
-        if args[1] in self._receivers and not late:
-            self.beats[args[3]] = self.world.engine.now
+            self.step()
         return reply
 
     def _hset(self, db: Database, args: list[bytes], original: Original) -> Reply:
@@ -283,38 +296,19 @@ class Observer:
         key = next((schedule for schedule, bodies in self._schedules.items() if bodies == args[1]), None)
         if key is not None:
             self._gain(args[2].decode(), (key, args[2]), _failures_in(args[3]))
-            self._step()
+            self.step()
         return reply
 
     def _zrem(self, db: Database, args: list[bytes], original: Original) -> Reply:
-        if args[1] in self._receivers:
-            removed = args[2] in getattr(db.values.get(args[1]), "scores", {args[2]: 0})
-            reply = original(db, args)
-            if removed and reply:
-                self._collected(args[2])
-            return reply
+        scores = dict(getattr(db.values.get(args[1]), "scores", {})) if args[1] in self._schedules else {}
         reply = original(db, args)
         if args[1] in self._schedules:
             for member in args[2:]:
+                if member in scores and self.role == "control":
+                    self.outcomes.moved(member.decode(), scores[member], db.now_ms)
                 self._lose((args[1], member))
-            self._step()
+            self.step()
         return reply
-
-    def _zremrangebyscore(self, db: Database, args: list[bytes], original: Original) -> Reply:
-        before = _members(db, args[1])
-        reply = original(db, args)
-        for client in before - _members(db, args[1]):
-            self._collected(client)
-        return reply
-
-    def _collected(self, client: bytes) -> None:
-        """A client has been taken for dead, unless it went by itself."""
-        if self.actor is None or "control" not in self.actor.owner.name:
-            return
-        silent = self.world.engine.now - self.beats.get(client, 0.0)
-        if silent < self.world.plan.client_timeout * 0.95:
-            text = f"{self.who} collected client {client.decode()}, which had beaten {silent:.3f} s before"
-            self.world.violated("I12", text)
 
     def _xreadgroup(self, db: Database, args: list[bytes], original: Original) -> Reply:
         reply = original(db, args)
@@ -334,146 +328,75 @@ class Observer:
     def handed_out(self, wire: Wire, reply: Reply) -> None:
         """New entries were delivered on a connection."""
         for stream, entries in parse_read(reply).items() if isinstance(reply, list) else ():
-            for entry_id, _ in entries if stream in self._streams else ():
+            for entry_id, _ in entries if stream in self.streams else ():
                 place = (stream, entry_id)
                 self.owners[place] = 1
+                self.owned.handed_out(place)
                 if wire.closed:
                     self.unknown_to_owner.add(place)
 
     def _hincrby(self, db: Database, args: list[bytes], original: Original) -> Reply:
         if self.actor is not None:
-            self.greeted.setdefault(self.who.split()[0], []).append(self.world.engine.now)
+            self.greeted.setdefault(self.process, []).append(self.world.engine.now)
         return original(db, args)
 
     def _xclaim(self, db: Database, args: list[bytes], original: Original) -> Reply:
-        key, by, min_idle = args[1], args[3], int(args[4])
-        stream = db.values.get(key)
-        before: dict[bytes, tuple[bytes, int]] = {}
-        if min_idle and isinstance(stream, Stream) and GROUP in stream.groups:
-            for number, pending in stream.groups[GROUP].pending.by_id.items():
-                entry_id = b"%d-%d" % (number >> 64, number & (1 << 64) - 1)
-                before[entry_id] = (pending.consumer.name, db.now_ms - pending.delivered_ms)
+        """Who claims to run an entry is handed it once more; who renews it may say how often that was."""
         reply = original(db, args)
-        if isinstance(reply, list) and b"FORCE" in args:
+        if not isinstance(reply, list):
+            return reply
+        key, min_idle = args[1], int(args[4])
+        if b"FORCE" in args:
             self.unknown_to_owner.update((key, entry_id) for entry_id in reply if isinstance(entry_id, bytes))
-        elif isinstance(reply, list) and b"RETRYCOUNT" in args:
+        elif b"RETRYCOUNT" in args:
             count = int(args[args.index(b"RETRYCOUNT") + 1])
             self.owners.update(((key, entry_id), count) for entry_id in reply if isinstance(entry_id, bytes))
-        elif isinstance(reply, list) and min_idle and b"JUSTID" not in args:
+        elif min_idle and b"JUSTID" not in args:
             for entry_id, _ in parse_entries(reply):
                 place = (key, entry_id)
                 self.owners[place] = self.owners.get(place, 0) + 1
-                owner, idle = before.get(entry_id, (by, 0))
-                self._reclaimed(place, owner, idle, by)
-                if self.actor is not None and self.actor.closed:
-                    self.unknown_to_owner.add(place)
-                else:
-                    self.unknown_to_owner.discard(place)
         return reply
 
     # ---- judging ------------------------------------------------------------------------------------
 
-    def _reclaimed(self, place: tuple[bytes, bytes], owner: bytes, idle_ms: int, by: bytes) -> None:
-        """Somebody has taken an entry over: its owner must have been in trouble."""
-        world = self.world
-        task_id = self.entries.get(place, "")
-        world.trace.note(self.who, f"takes {self.label(task_id)} over from {owner.decode()}, idle {idle_ms} ms")
-        world.counts["reclaimed"] += 1
-        holder = world.workers_by_name.get(owner.decode())
-        if holder is None or not holder.alive or holder.suspended or holder.partitioned:
-            return
-        if idle_ms > RELEASED_MS or place in self.unknown_to_owner or holder.machine.stopping:
-            return
-        now, lease = world.engine.now, world.plan.lease
-        if now - world.odd_until < 2 * lease or world.plan.network.latency * 30 > lease:
-            return
-        if holder.quiet_for() >= lease:
-            quiet = holder.quiet_for()
-            self._violated("I8", task_id, f"{by.decode()} took it from {owner.decode()}, quiet for {quiet:.1f} s")
-        elif world.outage_ended is not None and self._only_an_outage(holder):
-            since = now - world.outage_ended
-            text = f"{by.decode()} took it from {owner.decode()}, {since:.2f} s after an outage"
-            self._violated("I8", task_id, text)
-
-    def _only_an_outage(self, holder: Process) -> bool:
-        """Was the outage that ended less than a lease ago the only trouble that this worker has had?"""
-        world = self.world
-        assert world.outage_ended is not None
-        assert world.outage_began is not None
-        quiet_before = world.outage_began - holder.disturbed_at
-        return (
-            world.plan.network.calm
-            and world.engine.now - world.outage_ended < world.plan.lease
-            and quiet_before > 2 * world.plan.lease
-        )
-
-    def _delivered_too_often(self, task_id: str, fields: dict[bytes, bytes]) -> None:
-        if b"delivered" not in fields.get(b"dead_reason", b"") or self.world.lossy:
-            return
-        most = max((self.owners.get(place, 0) for place in self._record(task_id).live), default=0)
-        if most < self.world.max_deliveries:
-            text = f"dead-lettered for its deliveries, but handed out {most} times"
-            self._violated("I11", task_id, text)
-
     def _judge(self) -> None:
         """A transaction, or a single command, has ended."""
-        touched, self._touched = self._touched, {}
-        for task_id, (before, gained, lost, had_ended) in touched.items():
+        self.owned.judge()
+        changes, self._changes = self._changes, {}
+        for task_id, change in changes.items():
             record = self.records[task_id]
             after = len(record.live)
             if after > 1:
-                self._violated("I4", task_id, f"{after} live entries: {list(record.live)}")
-            if gained and had_ended:
-                self._violated("I2", task_id, f"has ended as {record.ended}, and is put into its queue again")
-            self._chain(record, gained, lost)
+                self.violated("I4", task_id, f"{after} live entries: {list(record.live)}")
+            if change.gained and change.had_ended:
+                self.violated("I2", task_id, f"has ended as {record.ended}, and is put into its queue again")
+            self._chain(record, change)
             if record.dead and after:
-                self._violated("I2", task_id, "is among the dead letters, and lives on")
-            if after == 0 and (before or gained or record.dead > len(record.ended)):
-                self._ended(record)
-            elif gained and not before:
+                self.violated("I2", task_id, "is among the dead letters, and lives on")
+            self.outcomes.changed(record, change)
+            if after == 0 and (change.before or change.gained or record.dead > len(record.ended)):
+                self._ended(record, change)
+            elif change.gained and not change.before:
                 self.accepted_at[task_id] = self.world.engine.now
                 self.world.trace.note(self.who, f"server accepts {record.label}")
 
-    def _chain(self, record: Record, gained: list[int], lost: list[int]) -> None:
-        for failures in gained:
-            if lost and failures not in (lost[0], lost[0] + 1):
-                self._violated("I3", record.task_id, f"{lost[0]} failures, then {failures}")
-            wish = self.wishes.get(record.task_id)
-            if wish is not None and wish.task.max_retries is not None and failures > wish.task.max_retries:
-                self._violated("I11", record.task_id, f"{failures} retries, {wish.task.max_retries} allowed")
+    def _chain(self, record: Record, change: Change) -> None:
+        for _, failures in change.gained:
+            if change.lost and failures not in (change.lost[0][1], change.lost[0][1] + 1):
+                self.violated("I3", record.task_id, f"{change.lost[0][1]} failures, then {failures}")
 
-    def _ended(self, record: Record) -> None:
-        kind = self._kind(record)
+    def _ended(self, record: Record, change: Change) -> None:
+        kind = self.outcomes.kind(record, change)
         record.ended.append(kind)
         self.terminal_kinds.setdefault(record.task_id, set()).add(kind)
         self.world.trace.note(self.who, f"{record.label} has ended: {kind}")
         if len(record.ended) > 1:
-            self._violated("I2", record.task_id, f"ended {len(record.ended)} times: {record.ended}")
-        wish = self.wishes.get(record.task_id)
-        if kind == "expired" and wish is not None:
-            self._expired(record.task_id, wish)
-        if kind == "completed":
-            runs = self.runs_of.get(record.task_id, ())
-            if not any(run.act in (Act.OK, Act.HANG) for run in runs):
-                self._violated("I6", record.task_id, "completed, but no handler has completed it")
+            self.violated("I2", record.task_id, f"ended {len(record.ended)} times: {record.ended}")
+        self.outcomes.ended(record, change, kind)
 
-    def _kind(self, record: Record) -> str:
-        if record.dead:
-            return "dead"
-        if self.actor is not None and "publish" in self.actor.owner.name:
-            return "cancelled"
-        wish = self.wishes.get(record.task_id)
-        expires = wish.expires_ms if wish else 0
-        done = any(run.act in (Act.OK, Act.HANG) for run in self.runs_of.get(record.task_id, ()))
-        return "expired" if expires and not done else "completed"
-
-    def _violated(self, invariant: str, task_id: str, text: str) -> None:
+    def violated(self, invariant: str, task_id: str, text: str) -> None:
+        """An invariant does not hold for a task."""
         self.world.violated(invariant, f"{self.who}: {self.label(task_id)} {text}")
-
-
-def _members(db: Database, key: bytes) -> set[bytes]:
-    value = db.values.get(key)
-    return set(value.scores) if value is not None and hasattr(value, "scores") else set()
 
 
 def _failures_in(packed: bytes) -> int:

@@ -13,6 +13,7 @@ from streamfleet_core.state import Delivery, Phase
 from streamfleet_core.submission import Status, Submission
 from streamfleet_core.worker import NO_CONTACT, WorkerMachine
 
+from .bounds import scan_interval
 from .loops import WAKE, LinkLoop
 from .network import EPOCH_MS
 from .plan import Act, TaskPlan
@@ -199,7 +200,7 @@ class WorkerProcess(Process):
         config = WorkerConfig(
             concurrency=plan.concurrency,
             lease=plan.lease,
-            scan_interval=min(2.0, plan.lease / 3),
+            scan_interval=scan_interval(plan),
             sweep_interval=world.sweep_interval,
             client_timeout=plan.client_timeout,
             drain=plan.lease,
@@ -388,9 +389,13 @@ class ClientProcess(Process):
 
     def _cancel(self, submission: Submission) -> None:
         if self.awake(self._cancel, submission) and not submission.status.terminal and not self.closing:
-            self.world.trace.note(self.name, f"cancels {self.world.observer.label(submission.id)}")
+            self.world.observer.cancelling(self, submission)
             self.machine.cancel(submission)
             self.after_step()
+
+    def broke_since(self, moment: float) -> bool:
+        """Has a connection on which it publishes broken since, with an exchange whose outcome is unknown?"""
+        return any(loop.broke_at >= moment for link, loop in self._loops.items() if link.role is Role.PUBLISH)
 
     def close(self, timeout: float) -> None:
         """The user closes the client, giving it so much time."""

@@ -50,7 +50,25 @@ class Wish:
     client: ClientProcess
     task: TaskPlan
     submission: Submission
+    enqueued_at: float
     expires_ms: int
     expires_at: float
     """When it may not be started any more (virtual seconds); 0 is never."""
     resolved: Status | None = None
+    cancelled_at: float | None = None
+    """When its user asked for it not to run."""
+
+
+@dataclass(slots=True)
+class Change:
+    """What one transaction does to one task. Entries stand with the number of failures in them."""
+
+    before: int
+    """How many live entries it had."""
+    had_ended: bool
+    gained: list[tuple[tuple[bytes, bytes], int]] = field(default_factory=list)
+    lost: list[tuple[tuple[bytes, bytes], int]] = field(default_factory=list)
+    letter: dict[bytes, bytes] | None = None
+    """Its dead letter."""
+    notices: list[str] = field(default_factory=list)
+    """The types of its notices, whether or not there was a receiver for them."""

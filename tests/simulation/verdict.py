@@ -1,4 +1,4 @@
-"""What must be true when a world has come to rest, and how long it may take.
+"""What must be true when a world has come to rest.
 
 Weakened by what the server has lost (a restart without data, a failover that loses a tail): a task that was
 lost may stay lost when its client is gone, has not spoken to the server since, or did not keep it any more;
@@ -14,34 +14,9 @@ from streamfleet.memory.streams import Stream
 from streamfleet_core.keys import GROUP, queue_keys, receiver_key
 from streamfleet_core.submission import Status
 
-from .plan import Act, Kind, TaskPlan
-
 if TYPE_CHECKING:
     from .records import Wish
     from .world import World
-
-EXCHANGE_TIMEOUT = 10.0
-READ_MARGIN = 5.0
-
-
-def bound(world: World) -> float:
-    """Seconds within which everything must drain once faults have stopped."""
-    plan = world.plan
-    noticed = EXCHANGE_TIMEOUT + world.block + READ_MARGIN
-    taken_over = 3 * plan.lease + 2.0
-    work = sum(attempt.seconds for task in plan.tasks for attempt in task.script if attempt.act is not Act.HANG)
-    hanging = sum(attempt.act is Act.HANG for task in plan.tasks for attempt in task.script)
-    delays = max((_delay(task) for task in plan.tasks), default=0.0)
-    deadly = sum(any(one.act is Act.POISON for one in task.script) for task in plan.tasks)
-    poison = deadly * world.max_deliveries * (2.5 * plan.lease + 3.0)
-    restored = 60 * world.sweep_interval if any(f.kind is Kind.DELETE_CONSUMER for f in plan.faults) else 0.0
-    longest = noticed + taken_over + work + hanging * (20 * plan.timeout + 2.0) + delays + poison + restored
-    return 1.5 * longest + world.jumped_back
-
-
-def _delay(task: TaskPlan) -> float:
-    most = len(task.script) if task.max_retries is None else task.max_retries
-    return (task.delay or 0.0) + most * max(task.retry_delay, 0.5)
 
 
 def undrained(world: World) -> str:
@@ -70,6 +45,7 @@ def judge_end(world: World) -> None:
     """Everything has been closed."""
     _judge_tasks(world)
     _judge_keys(world)
+    world.observer.markers.judge_all()
 
 
 def _judge_tasks(world: World) -> None:
@@ -82,11 +58,12 @@ def _judge_tasks(world: World) -> None:
     for task_id, wish in wishes.items():
         runs = world.observer.runs_of.get(task_id, ())
         known = records.get(task_id)
+        forgiven = task_id in world.observer.touched
         if known is not None and known.ended:
             world.counts["recovered"] += len({run.entry_id for run in runs}) < len(runs)
         elif known is not None:
             world.violated("I1", f"{known.label} has not ended")
-        elif wish.submission.status is Status.ACCEPTED or (wish.submission.status in told and not world.lossy):
+        elif wish.submission.status is Status.ACCEPTED or (wish.submission.status in told and not forgiven):
             world.counts["lost"] += 1
             why = _unforgivable(world, task_id, wish)
             if why:
