@@ -374,7 +374,7 @@ class Observer:
             if record.dead and after:
                 self.violated("I2", task_id, "is among the dead letters, and lives on")
             self.outcomes.changed(record, change)
-            if after == 0 and (change.before or change.gained or record.dead > len(record.ended)):
+            if after == 0 and (change.before or change.gained or change.letter is not None):
                 self._ended(record, change)
             elif change.gained and not change.before:
                 self.accepted_at[task_id] = self.world.engine.now

@@ -112,8 +112,8 @@ class Outcomes:
             return "dead"
         if self._observer.role == "publish":
             return "cancelled"
-        for kind, notice in NOTICES.items():
-            if notice in change.notices:
+        for kind in ("completed", "expired"):
+            if NOTICES[kind] in change.notices:
                 return kind
         wish = self._observer.wishes.get(record.task_id)
         expires = wish.expires_ms if wish else 0

@@ -61,8 +61,8 @@ class Stage:
             self.do(who, *command)
         return self.do(who, "EXEC")
 
-    def entry(self, retries=0):
-        task = Task(self.id, "q0", "c", b"0", max_retries=1, retries=retries)
+    def entry(self, retries=0, task_id=None):
+        task = Task(task_id or self.id, "q0", "c", b"0", max_retries=1, retries=retries)
         return ("XADD", KEYS.stream, "*", *encode_task(task))
 
     def enqueue(self, retries=0):

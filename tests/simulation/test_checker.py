@@ -51,6 +51,23 @@ def test_i2_a_task_that_ends_twice(stage):
     assert "I2" in stage.violated
 
 
+def test_i2_a_task_that_has_ended_and_is_back(stage):
+    entry = stage.enqueue()
+    stage.ran(entry)
+    stage.end(entry)
+    stage.enqueue()
+    assert stage.violated == {"I2"}
+
+
+def test_i2_a_dead_letter_of_a_task_that_has_completed(stage):
+    entry = stage.enqueue()
+    stage.ran(entry)
+    stage.end(entry)
+    stage.ran(entry, Act.FINAL, worker="w1.1")
+    stage.transaction("w1.1 settle", stage.letter("not to be retried"))
+    assert "I2" in stage.violated
+
+
 def test_i2_a_dead_letter_of_a_task_that_lives_on(stage):
     entry = stage.enqueue()
     stage.do("w0.1 settle", "XADD", KEYS.dead, "*", *stage.entry()[3:])
@@ -61,6 +78,12 @@ def test_i2_a_dead_letter_of_a_task_that_lives_on(stage):
 def test_i3_an_attempt_that_was_left_out(stage):
     entry = stage.enqueue()
     stage.transaction("w0.1 settle", stage.entry(2), ("XDEL", KEYS.stream, entry))
+    assert "I3" in stage.violated
+
+
+def test_i3_a_move_out_of_the_schedule_that_skips_an_attempt(stage):
+    stage.transaction("c0.1 publish", *stage.schedule())
+    stage.transaction("w0.1 control", ("ZREM", KEYS.schedule, stage.id), stage.entry(2))
     assert "I3" in stage.violated
 
 
