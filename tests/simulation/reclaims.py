@@ -39,6 +39,7 @@ class Reclaims:
         self._idle: dict[tuple[Place, bytes, int], float] = {}
         """Since when an entry is seen to be idle for its lease, with its owner and the time of its delivery."""
         self._unfit_until: dict[str, float] = {}
+        self._told: set[tuple[Place, bytes, int]] = set()
 
     def watched(self) -> dict[bytes, Watch]:
         """The commands that it looks at."""
@@ -130,9 +131,9 @@ class Reclaims:
         server_ms, lease_ms = world.server.now_ms(), world.plan.lease * 1000
         before, self._idle = self._idle, {}
         for place, owner, pending in rows:
-            if server_ms - pending.delivered_ms < lease_ms:
-                continue
             name = (place, owner, pending.delivered_ms)
+            if server_ms - pending.delivered_ms < lease_ms or name in self._told:
+                continue
             since = self._idle[name] = before.get(name, now)
             for worker, from_then_on in fit.items():
                 lain = now - max(since, from_then_on)
@@ -140,7 +141,7 @@ class Reclaims:
                     task_id = self._observer.entries.get(place, "")
                     text = f"of {owner.decode()} lies there for {lain:.1f} s, and {worker} could take it"
                     world.violated("I9", f"{self._observer.label(task_id)} {text}")
-                    self._idle[name] = now  # said once, and again when as much time has passed
+                    self._told.add(name)
                     break
 
     def _fit(self, held: Counter[str]) -> dict[str, float]:
