@@ -167,16 +167,18 @@ def _drop_all(world: World, fault: Fault) -> None:
 def _delete_consumer(world: World, fault: Fault) -> None:
     worker = world.workers[fault.who % len(world.workers)]
     stream = queue_keys(world.queues[fault.who % len(world.queues)]).stream
-    world.odd()
-    world.observer.forgot_deliveries(stream, worker.name.encode())
-    world.administrator("XGROUP", "DELCONSUMER", stream, GROUP, worker.name)
+    if world.server.up:
+        world.odd()
+        world.observer.forgot_deliveries(stream, worker.name.encode())
+        world.administrator("XGROUP", "DELCONSUMER", stream, GROUP, worker.name)
 
 
 def _destroy_group(world: World, fault: Fault) -> None:
     stream = queue_keys(world.queues[fault.who % len(world.queues)]).stream
-    world.odd()
-    world.observer.forgot_deliveries(stream)
-    world.administrator("XGROUP", "DESTROY", stream, GROUP)
+    if world.server.up:
+        world.odd()
+        world.observer.forgot_deliveries(stream)
+        world.administrator("XGROUP", "DESTROY", stream, GROUP)
 
 
 def _delete_receiver(world: World, fault: Fault) -> None:
