@@ -223,27 +223,34 @@ class Publisher:
         self._touched = True
         lifetime = self._machine.config.marker_ttl
         self._refresh_at = now + min(MARKER_REFRESH, lifetime / 4)
+        # In one transaction: a marker without its time to live would stay for ever, should nobody come back to it.
+        # After a refusal the marker is still watched, and HINCRBY has made that watch abort what follows.
         self._commands = [
+            ("UNWATCH",),
+            ("MULTI",),
             ("HINCRBY", self._marker, "e", 1),
             ("HGET", self._marker, "s"),
             ("PEXPIRE", self._marker, int(lifetime * 1000)),
+            ("EXEC",),
             ("TIME",),
-            # After a refusal the marker is still watched, and HINCRBY has made that watch abort the next batch.
-            ("UNWATCH",),
             *safeguards.watch_marker(self._marker),
         ]
         return Exchange(self._commands)
 
     def _greeted(self, replies: list[Reply], now: float) -> None:
-        for command, reply in zip(self._commands, replies, strict=True):
+        result = replies[5]
+        results = result if isinstance(result, list) else []
+        told = [*zip(self._commands, replies, strict=True), *zip(self._commands[2:], results, strict=False)]
+        for command, reply in told:
             if isinstance(reply, ServerError):
-                self._trouble(reply, command, now)
+                self._trouble(abort_cause(reply) or reply, command, now)
                 return
-        self._machine.clock.observed(parse_time(replies[3]), self._sent_at, now)
+        assert results, "EXEC answers an array, as nothing is watched"
+        self._machine.clock.observed(parse_time(replies[6]), self._sent_at, now)
         self._ready = True
         self._looked = False
         self._registration.begin()
-        applied = safeguards.applied_batch(replies[1])
+        applied = safeguards.applied_batch(results[1])
         batch, self._batch = self._batch, None
         if batch is not None:
             self._resend.appendleft(batch)

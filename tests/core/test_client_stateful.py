@@ -37,7 +37,7 @@ class Producer(RuleBasedStateMachine):
         return self.client.wires
 
     def about_to_send(self, wire, exchange):
-        if wire.link.role is Role.PUBLISH and ("MULTI",) in exchange.commands:
+        if wire.link.role is Role.PUBLISH and exchange.commands[0] == ("MULTI",):
             assert wire.watching, "no MULTI before the reply to its WATCH"
 
     def wire(self, number):

@@ -177,7 +177,7 @@ def test_a_task_that_is_moved_while_it_is_being_cancelled_takes_its_course(world
     submission = client.enqueue(delay=1.0)
     world.pump()
     client.machine.cancel(submission)
-    client.publish.until("EXEC")
+    client.publish.until("ZREM")
     worker = world.worker()
     world.advance(1.5)
     client.publish.release()

@@ -33,7 +33,7 @@ def client_id(client):
 
 
 def batches(client):
-    return [exchange for exchange in client.publish.sent if ("MULTI",) in exchange]
+    return [exchange for exchange in client.publish.sent if exchange[0] == ("MULTI",)]
 
 
 def settled(world):
@@ -54,10 +54,10 @@ def scheduled(world):
 
 def in_flight(world):
     client = settled(world)
-    client.publish.hold_at("EXEC") if client.publish.flight else None
+    client.publish.hold_at("HSET") if client.publish.flight else None
     submission = client.enqueue(b"second")
     client.turn()
-    client.publish.until("EXEC")
+    client.publish.until("HSET")
     assert submission.status is Status.SENT
     return client, submission
 
@@ -99,7 +99,7 @@ def test_the_marker_goes_with_the_batch_and_is_watched_again(world):
 def test_what_gathers_while_one_batch_is_in_flight_leaves_in_the_next(world):
     client = settled(world)
     client.enqueue(b"a")
-    client.publish.until("EXEC")
+    client.publish.until("HSET")
     for name in (b"b", b"c", b"d"):
         client.enqueue(name)
     client.publish.release()
@@ -266,7 +266,7 @@ def test_a_request_that_arrives_between_greeting_and_resending(world):
     client, submission = in_flight(world)
     client.publish.lose(late=True)
     world.advance(0.3)
-    client.publish.until("MULTI")
+    client.publish.until("HSET")
     client.publish.arrive_late()
     client.publish.release()
     assert ids(world).count(submission.id) == 1
@@ -284,6 +284,41 @@ def test_a_broken_greeting_is_repeated(world):
     assert ids(world).count(submission.id) == 1
 
 
+def test_a_greeting_that_ends_half_way_leaves_no_marker_for_ever(world):
+    """Of a client that then never came back one was left that does not expire."""
+    client = world.client()
+    client.enqueue(b"x")
+    client.adopt_links()
+    flight = client.publish.until("HINCRBY")
+    commands = iter(flight.commands)
+    while not world.call("EXISTS", marker(client)):
+        flight.session.execute(next(commands))
+    assert list(commands)
+    client.crash()
+    assert 0 < world.call("PTTL", marker(client)) <= client.machine.config.marker_ttl * 1000
+
+
+def test_a_marker_that_is_watched_and_has_changed_is_greeted_all_the_same(world):
+    client = settled(world)
+    end = world.refuse(FULL, "XADD", times=1)
+    client.enqueue(b"second")
+    world.call("HINCRBY", marker(client), "e", 1)
+    world.advance(5)
+    end()
+    assert client.machine.counts["aborted"] == 0
+    assert len(world.stream()) == 2
+
+
+def test_a_marker_of_another_type_is_told(world):
+    client = settled(world)
+    world.call("DEL", marker(client))
+    world.call("SET", marker(client), "x")
+    client.publish.lose()
+    client.enqueue(b"second")
+    world.advance(5)
+    assert marker(client).decode() in str(client.machine.refusal)
+
+
 def test_no_new_batch_leaves_before_the_old_one_is_resolved(world):
     client, submission = in_flight(world)
     later = client.enqueue(b"later")
@@ -297,7 +332,7 @@ def test_a_batch_that_was_aborted_by_the_watch_is_sent_again(world):
     client, submission = in_flight(world)
     world.call("HINCRBY", marker(client), "e", 1)
     client.publish.deliver()
-    client.publish.until("EXEC")
+    client.publish.until("HSET")
     world.call("HINCRBY", marker(client), "e", 1)
     client.publish.release()
     assert client.machine.counts["aborted"] == 2
@@ -355,7 +390,7 @@ def test_a_regression_with_a_batch_in_flight(world):
     snapshot = world.server.snapshot()
     lost = accept(world, client, 2)
     flying = client.enqueue(b"flying")
-    client.publish.until("EXEC")
+    client.publish.until("HSET")
     client.publish.held = False
     lose_tail(world, client, snapshot)
     assert ids(world) == [s.id for s in [*snapshot_client, *lost, flying]]
@@ -386,7 +421,7 @@ def test_a_lost_tail_that_comes_back_before_it_was_sent_again(world):
     client.publish.lose()
     client.publish.held = True
     world.advance(0.2)
-    client.publish.until("MULTI")
+    client.publish.until("HSET")
     world.server.restore(late)
     world.admin = world.server.session()
     client.publish.lose()
@@ -405,7 +440,7 @@ def test_a_connection_that_breaks_again_does_not_change_the_order_of_what_is_sen
     world.server.restore(snapshot)
     world.admin = world.server.session()
     client.publish.lose()
-    client.publish.hold_at("EXEC")
+    client.publish.hold_at("HSET")
     if applied:
         client.publish.execute()
     client.publish.lose()
@@ -549,7 +584,7 @@ def test_a_batch_that_could_not_be_watched_behind_is_followed_by_a_greeting(worl
     assert submission.status is Status.ACCEPTED
     client.enqueue(b"third")
     world.advance(2)
-    assert [exchange[0][0] for exchange in client.publish.sent][-2:] == ["HINCRBY", "MULTI"]
+    assert [exchange[0][0] for exchange in client.publish.sent][-2:] == ["UNWATCH", "MULTI"]
     assert len(world.stream()) == 3
 
 
@@ -684,7 +719,7 @@ def test_the_receiver_is_there_before_the_first_tracked_task(world):
     client.enqueue(b"x", tracked=True)
     world.pump()
     names = [exchange[0][0] for exchange in client.publish.sent]
-    assert names == ["HINCRBY", "ZADD", "MULTI"]
+    assert names == ["UNWATCH", "ZADD", "MULTI"]
     assert client.publish.sent[1][-1][:3] == ("XGROUP", "CREATE", receiver_key(client_id(client)))
     assert world.call("ZSCORE", KEYS.receivers, client_id(client)) == b"%d" % world.server_ms()
 
@@ -844,7 +879,7 @@ def test_a_cancel_that_could_not_be_watched_behind_is_followed_by_a_greeting(wor
     assert submission.status is Status.CANCELLED
     client.enqueue(b"y")
     world.advance(2)
-    assert [exchange[0][0] for exchange in client.publish.sent][-2:] == ["HINCRBY", "MULTI"]
+    assert [exchange[0][0] for exchange in client.publish.sent][-2:] == ["UNWATCH", "MULTI"]
 
 
 @pytest.mark.parametrize("name", ["WATCH", "HGET"])
@@ -1020,7 +1055,7 @@ def test_a_second_loss_does_not_give_up_what_is_about_to_be_sent_again(world):
 
     go_back_to(3)
     client.publish.lose()
-    client.publish.hold_at("MULTI")
+    client.publish.hold_at("HSET")
     client.publish.lose(unknown=False)
     go_back_to(1)
     client.publish.held = False

@@ -94,7 +94,7 @@ def test_a_notice_that_cannot_be_read_is_told_and_removed(world, client):
 
 def test_a_notice_may_come_before_the_answer_to_its_task(world, client):
     submission = client.enqueue(b"quick", tracked=True)
-    client.publish.until("EXEC")
+    client.publish.until("HSET")
     client.publish.execute()
     notify(world, client, submission)
     world.pump()

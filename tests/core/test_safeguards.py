@@ -119,7 +119,7 @@ def publishing(world):
     client.enqueue(b"first")
     world.pump()
     submission = client.enqueue(b"second")
-    client.publish.until("EXEC")
+    client.publish.until("XADD")
     return client, submission
 
 

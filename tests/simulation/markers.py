@@ -34,12 +34,13 @@ class Markers:
         self.judge(name)
         if name in self._suspicious:
             seen = self._suspicious.pop(name)
-            if first != "HINCRBY":
+            if first != "UNWATCH":
                 self._world.violated("I16", f"{name} has read {seen}, and goes on with {first}")
         if any(isinstance(reply, ServerError) for reply in replies):
             return
-        if first == "HINCRBY":
-            self._greeted(name, _batch(replies[1]))
+        if first == "UNWATCH":
+            told = replies[[command[0] for command in commands].index("EXEC")]
+            self._greeted(name, _batch(told[1] if isinstance(told, list) else None))
         elif first == "HGET":
             if _batch(replies[0]) < self._told.get(name, 0):
                 self._suspicious[name] = self._difference(name, _batch(replies[0]))
