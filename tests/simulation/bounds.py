@@ -31,6 +31,11 @@ def takeover(plan: Plan) -> float:
     return between_looks + 2 * EXCHANGES * plan.network.latency + 2 * LOOK_EVERY
 
 
+def notices_loss(world: World) -> float:
+    """Within which a client that keeps accepted tasks, and can reach the server, notices that these are lost."""
+    return world.keep_seconds + EXCHANGE_TIMEOUT
+
+
 def drain(world: World) -> float:
     """Within which everything must drain once faults have stopped (I15)."""
     plan = world.plan

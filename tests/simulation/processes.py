@@ -365,7 +365,8 @@ class ClientProcess(Process):
         self.handles: dict[str, Submission] = {}
         self.resolved: dict[str, Status] = {}
         self.closing = False
-        self._close_by = 0.0
+        self.closed_at = float("inf")
+        """When its user closed it (virtual seconds)."""
 
     def enqueue(self, task: TaskPlan) -> None:
         """The user enqueues."""
@@ -403,7 +404,7 @@ class ClientProcess(Process):
             return
         self.world.trace.note(self.name, f"closes within {timeout:g} s, {self.machine.pending} unsent")
         self.closing = True
-        self._close_by = self.now + timeout
+        self.closed_at = self.world.engine.now
         self.machine.close(self.now)
         self.world.engine.after(timeout, self._abandon)
         self.after_step()

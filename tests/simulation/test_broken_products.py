@@ -1,6 +1,6 @@
 """Products that are broken from outside, each in a way that the checker must find; whole, they violate nothing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -8,6 +8,7 @@ from streamfleet_core import moving, outcomes, publishing, reclaiming
 from streamfleet_core.client import ClientMachine
 from streamfleet_core.clock import ServerClock
 from streamfleet_core.events import EventKind
+from streamfleet_core.keeping import Kept
 from streamfleet_core.publishing import Publisher
 from streamfleet_core.reading import Reader
 from streamfleet_core.receiving import Receiver
@@ -128,6 +129,10 @@ def five_seconds_early(original):
     return lambda clock, server_ms: original(clock, server_ms) - 5.0
 
 
+def never(original):
+    return property(lambda kept: float("inf"), lambda kept, at: None)
+
+
 def says_nothing(original):
     return lambda delivery: []
 
@@ -179,6 +184,11 @@ PRODUCTS = {
         "I16",
         world((LONG,), faults=(Fault(1.0, Kind.WIPE, 0, 0.5),)),
         ((ClientMachine, "emit", keeps_losses_to_itself),),
+    ),
+    "does not ask whether its tasks are lost": Broken(
+        "I1",
+        replace(world((LONG,), faults=(Fault(2.0, Kind.WIPE, 0, 0.5),)), horizon=30.0),
+        ((Kept, "check_at", never),),
     ),
     "reports losses that it has not seen": Broken(
         "I16", world((OK,)), ((Publisher, "_greeted", reports_what_it_has_not_seen),)

@@ -264,6 +264,22 @@ def test_a_loss_that_its_client_could_have_repaired(stage):
     assert "I1" in stage.violated
 
 
+@pytest.mark.parametrize(
+    ("closed_after", "slept", "kept_for", "violated"),
+    [(30.0, 0.0, 1.0, True), (5.0, 0.0, 1.0, False), (30.0, 1.0, 1.0, False), (30.0, 0.0, 8.0, False)],
+)
+def test_a_client_that_keeps_tasks_and_lives_on_notices_a_loss(stage, closed_after, slept, kept_for, violated):
+    stage.enqueue()
+    stage.submission.status = Status.ACCEPTED
+    stage.world.engine.now += kept_for
+    stage.world.lost(dict(stage.observer.records))
+    stage.observer.wiped()
+    stage.client.longest_sleep = slept
+    stage.client.closed_at = stage.world.engine.now + closed_after
+    judge_end(stage.world)
+    assert ("I1" in stage.violated) is violated
+
+
 def test_a_loss_that_nobody_could_repair_is_counted_and_forgiven(stage):
     stage.enqueue()
     stage.submission.status = Status.ACCEPTED

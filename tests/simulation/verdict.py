@@ -1,8 +1,8 @@
 """What must be true when a world has come to rest.
 
 Weakened by what the server has lost (a restart without data, a failover that loses a tail): a task that was
-lost may stay lost when its client is gone, has not spoken to the server since, or did not keep it any more;
-nothing else is forgiven.
+lost may stay lost when its client is gone, or did not keep it any more when it noticed. A client that keeps tasks
+and lives on has to notice (`bounds.notices_loss`). Nothing else is forgiven.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from streamfleet.memory.streams import Stream
 from streamfleet_core.keys import GROUP, queue_keys, receiver_key
 from streamfleet_core.submission import Status
 
+from . import bounds
+
 if TYPE_CHECKING:
+    from .processes import ClientProcess
     from .records import Wish
     from .world import World
 
@@ -78,9 +81,18 @@ def _unforgivable(world: World, task_id: str, wish: Wish) -> str:
     client = wish.client
     greeted = [at for at in world.observer.greeted.get(client.name, ()) if at > when]
     accepted = world.observer.accepted_at.get(task_id, 0.0)
+    if not greeted and _should_have_noticed(world, client, accepted, when):
+        return f"its client has never asked, {client.closed_at - when:.1f} s long"
     if client.dead or not greeted or accepted < greeted[0] - world.keep_seconds + 1.0:
         return ""
     return f"its client has noticed the loss {greeted[0] - accepted:.1f} s after the server had accepted it"
+
+
+def _should_have_noticed(world: World, client: ClientProcess, accepted: float, lost: float) -> bool:
+    """Has the client kept the task for long enough, and lived on for long enough, without ever being asleep?"""
+    awake = not client.dead and not client.longest_sleep
+    had_time = client.closed_at - max(lost, world.outage_ended or 0.0) > bounds.notices_loss(world)
+    return awake and had_time and lost - accepted < world.keep_seconds / 2
 
 
 def _collectable(world: World) -> set[bytes]:
