@@ -45,8 +45,8 @@ CHECKED = """
 
 The chaos campaign judges these from the server's append-only file and from logs that clients and handlers
 write themselves; its judge is tested with histories that break each rule. The simulator in
-`tests/simulation/` watches them at every step of a fleet on a virtual clock. The tests named here are where
-to look first.
+`tests/simulation/` watches a fleet on a virtual clock; [Proof](proof.md) says at which moments. The tests named
+here are where to look first.
 
 | | invariant | where to look |
 | --- | --- | --- |
