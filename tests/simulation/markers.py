@@ -21,6 +21,8 @@ class Markers:
 
     def __init__(self, observer: Observer) -> None:
         self._world = observer.world
+        self.greeted: dict[str, list[float]] = {}
+        """When each client has heard what its marker says."""
         self._told: dict[str, int] = {}
         """The largest batch that each client was told of."""
         self._owed: dict[str, str] = {}
@@ -48,6 +50,7 @@ class Markers:
             self._published(name, commands, replies)
 
     def _greeted(self, name: str, stored: int) -> None:
+        self.greeted.setdefault(name, []).append(self._world.engine.now)
         if stored < self._told.get(name, 0):
             self._owed[name] = self._difference(name, stored)
         self._told[name] = stored

@@ -67,8 +67,6 @@ class Observer:
         """How many times an entry of a stream was handed to somebody."""
         self.unknown_to_owner: set[tuple[bytes, bytes]] = set()
         """Entries delivered on connections that their owners had given up."""
-        self.greeted: dict[str, list[float]] = {}
-        """When each client has announced itself at its marker."""
         self.accepted_at: dict[str, float] = {}
         """When the server took each task from its client, last time."""
         self.starts: dict[tuple[bytes, bytes], int] = {}
@@ -104,7 +102,6 @@ class Observer:
             b"XDEL": self._xdel,
             b"ZREM": self._zrem,
             b"HSET": self._hset,
-            b"HINCRBY": self._hincrby,
             b"XCLAIM": self._xclaim,
             b"XREADGROUP": self._xreadgroup,
         }
@@ -334,11 +331,6 @@ class Observer:
                 self.owned.handed_out(place)
                 if wire.closed:
                     self.unknown_to_owner.add(place)
-
-    def _hincrby(self, db: Database, args: list[bytes], original: Original) -> Reply:
-        if self.actor is not None:
-            self.greeted.setdefault(self.process, []).append(self.world.engine.now)
-        return original(db, args)
 
     def _xclaim(self, db: Database, args: list[bytes], original: Original) -> Reply:
         """Who claims to run an entry is handed it once more; who renews it may say how often that was."""

@@ -97,6 +97,12 @@ class Stage:
         body = pack_fields(list(self.entry(retries)[3:]))
         return (("ZADD", KEYS.schedule, due_ms, self.id), ("HSET", KEYS.scheduled, self.id, body))
 
+    def greeted(self, stored=None):
+        """The client hears what its marker says."""
+        greeting = [("UNWATCH",), ("MULTI",), ("HINCRBY", b"m", "e", 1), ("HGET", b"m", "s"), ("EXEC",), ("TIME",)]
+        replies = [b"OK", b"OK", b"QUEUED", b"QUEUED", [1, stored], [b"1", b"2"]]
+        self.observer.markers.heard(self.client, greeting, replies)
+
     @property
     def violated(self):
         return {invariant for invariant, _ in self.world.violations}

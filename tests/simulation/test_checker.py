@@ -259,7 +259,7 @@ def test_a_loss_that_its_client_could_have_repaired(stage):
     stage.world.lost(dict(stage.observer.records))
     stage.observer.wiped()
     stage.world.engine.now += 1.0
-    stage.do("c0.1 publish", "HINCRBY", KEYS.producer("c0.1"), "e", 1)
+    stage.greeted()
     judge_end(stage.world)
     assert "I1" in stage.violated
 
@@ -278,6 +278,20 @@ def test_a_client_that_keeps_tasks_and_lives_on_notices_a_loss(stage, closed_aft
     stage.client.closed_at = stage.world.engine.now + closed_after
     judge_end(stage.world)
     assert ("I1" in stage.violated) is violated
+
+
+def test_a_greeting_that_its_client_does_not_hear_of_is_none(stage):
+    """It repairs a loss when it notices it; by then it may not keep the task any more."""
+    stage.enqueue()
+    stage.submission.status = Status.ACCEPTED
+    stage.world.lost(dict(stage.observer.records))
+    stage.observer.wiped()
+    stage.world.engine.now += 1.0
+    stage.do("c0.1 publish", "HINCRBY", KEYS.producer("c0.1"), "e", 1)
+    stage.world.engine.now += stage.world.keep_seconds
+    stage.greeted()
+    judge_end(stage.world)
+    assert "I1" not in stage.violated
 
 
 def test_a_loss_that_nobody_could_repair_is_counted_and_forgiven(stage):

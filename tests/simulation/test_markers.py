@@ -16,9 +16,6 @@ def stage():
     stage = Stage()
     stage.markers = stage.observer.markers
     stage.heard = lambda commands, *replies: stage.markers.heard(stage.client, commands, replies)
-    stage.greeted = lambda stored: stage.heard(
-        GREET, b"OK", b"OK", b"QUEUED", b"QUEUED", [1, stored], [b"1", b"2"]
-    )
     stage.report = lambda: stage.markers.reported(stage.client, "lost")
     stage.greeted(None)
     stage.heard(PUBLISH, b"OK", b"QUEUED", b"QUEUED", [1, 0], b"OK")

@@ -79,7 +79,7 @@ def _unforgivable(world: World, task_id: str, wish: Wish) -> str:
     if when is None:
         return "and the server has lost nothing"
     client = wish.client
-    greeted = [at for at in world.observer.greeted.get(client.name, ()) if at > when]
+    greeted = [at for at in world.observer.markers.greeted.get(client.name, ()) if at > when]
     accepted = world.observer.accepted_at.get(task_id, 0.0)
     if not greeted and _should_have_noticed(world, client, accepted, when):
         return f"its client has never asked, {client.closed_at - when:.1f} s long"
