@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from streamfleet_core import safeguards
 from streamfleet_core.connection import Command, ServerError
 from streamfleet_core.keys import GROUP
 from streamfleet_core.procedure import Steps, transaction
@@ -23,16 +24,16 @@ def farewell(queues: list[QueueState], consumer: bytes) -> Steps:
         stream, start, left = queue.keys.stream, b"-", False
         while start:
             query: Command = ("XPENDING", stream, GROUP, start, "+", PAGE, consumer)
-            reply = (yield [query]).replies[0]
+            reply = (yield [("UNWATCH",), safeguards.watch_fences([queue.keys.fence]), query]).replies[-1]
             if isinstance(reply, ServerError):
                 left = True
                 break
             rows = parse_pending(reply)
             left = left or bool(rows)
-            start = b"(" + rows[-1].entry_id if len(rows) == PAGE else b""
             ids = [row.entry_id for row in rows if row.idle_ms < RELEASED_IDLE_MS]
-            if ids:
-                yield [release(stream, consumer, ids)]
+            if ids and (yield transaction([release(stream, consumer, ids)])).replies[-1] is None:
+                continue  # others have taken entries over meanwhile, perhaps some of these: they keep them
+            start = b"(" + rows[-1].entry_id if len(rows) == PAGE else b""
         if not left:
             last_look: Command = ("XPENDING", stream, GROUP, "-", "+", PAGE, consumer)
             end = transaction([last_look, ("XGROUP", "DELCONSUMER", stream, GROUP, consumer)])

@@ -6,9 +6,12 @@ import pytest
 
 from streamfleet_core.config import WorkerConfig
 from streamfleet_core.events import EventKind
+from streamfleet_core.keys import GROUP, queue_keys
 from streamfleet_core.state import Phase
 from streamfleet_core.wire import Task, encode_task
 from streamfleet_core.worker import WorkerMachine
+
+KEYS = queue_keys("q")
 
 
 @pytest.fixture
@@ -99,3 +102,26 @@ def test_a_second_stop_can_shorten_the_wait_for_handlers_and_not_lengthen_it(mac
     machine.time.tick(3.0)
     assert delivery.phase is Phase.RELEASING
     assert delivery.cancelled == "the worker stops"
+
+
+def test_a_farewell_takes_nothing_back_from_those_who_have_taken_it_over(world):
+    """Between its look and its giving back another worker had claimed the entry, and was running it."""
+    world.call("XGROUP", "CREATE", KEYS.stream, GROUP, "0", "MKSTREAM")
+    entry = world.enqueue("a")
+    world.call("XREADGROUP", "GROUP", GROUP, "dead", "STREAMS", KEYS.stream, ">")
+    leaving = world.worker(lease=4.0)
+    world.call(
+        "XCLAIM", KEYS.stream, GROUP, leaving.machine.consumer, 0, entry, "JUSTID"
+    )  # it does not know of that
+    leaving.stop()
+    leaving.settle.hold_at("XCLAIM")
+    other = world.worker(lease=4.0)
+    world.advance(6.0)
+    running = other.take()
+    leaving.settle.release()
+    world.advance(0.5)
+    assert leaving.ended
+    assert world.pending() == {entry: other.machine.consumer}
+    other.succeed(running)
+    world.advance(0.5)
+    assert other.machine.counts["completed"] == 1
