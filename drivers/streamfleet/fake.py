@@ -1,4 +1,4 @@
-"""The driver on fakeredis, for tests of users' own code: ``pip install streamfleet[fake]``.
+"""The driver on fakeredis, for tests of users' own code: ``pip install 'streamfleet[fake]'``.
 
 fakeredis runs in this process; its server is an object. A session is a fakeredis socket, spoken to below the
 client library, so that nothing is re-sent and error replies keep their codes. fakeredis loses entries in
@@ -12,14 +12,14 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import cache
-from importlib.util import find_spec
 from time import monotonic
 from typing import Any, cast
 
+from streamfleet.extras import require
 from streamfleet.resp import pack_commands
-from streamfleet.running_loop import in_trio
+from streamfleet.running_loop import running_library
 from streamfleet_core.connection import Argument, Capability, Command, Reply, ServerError, ServerIdentity
-from streamfleet_core.errors import MissingExtra, NotSent, OutcomeUnknown
+from streamfleet_core.errors import NotSent, OutcomeUnknown
 
 POLL_SECONDS = 0.005
 VERSION = (7, 0)
@@ -213,8 +213,7 @@ class FakeDriver:
     url = "fakeredis in this process"
 
     def __init__(self, server: Any = None) -> None:
-        if find_spec("fakeredis") is None:
-            raise MissingExtra("the fake driver needs 'pip install streamfleet[fake]'")
+        require("fakeredis", "the fake driver", "fake")
         self.server = server if server is not None else _new_server()
         self.missing = _missing()
 
@@ -223,7 +222,10 @@ class FakeDriver:
         return FakeConnection(self._session(), self.url, self.missing)
 
     async def connect_async(self, timeout: float) -> AsyncFakeConnection:
-        """See `streamfleet_core.connection.AsyncDriver.connect_async`."""
+        """See `streamfleet_core.connection.AsyncDriver.connect_async`.
+
+        Raises WrongDriver outside of asyncio and trio.
+        """
         return AsyncFakeConnection(self._session(), self.url, self.missing)
 
     def close(self) -> None:
@@ -294,10 +296,9 @@ def _as_bytes(argument: Argument) -> bytes:
 
 
 def _sleep_of_this_loop() -> Callable[[float], Awaitable[Any]]:
-    """The sleep of the running library. Raises RuntimeError outside of asyncio and trio."""
-    if in_trio():
+    """The sleep of the running library. Raises WrongDriver outside of asyncio and trio."""
+    if running_library("FakeDriver") == "trio":
         import trio
 
         return trio.sleep
-    asyncio.get_running_loop()
     return asyncio.sleep

@@ -13,9 +13,9 @@ import inspect
 import ssl
 from dataclasses import dataclass, replace
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, ClassVar, Protocol
 
+from streamfleet.extras import require
 from streamfleet.handshake import Greeting
 from streamfleet.resp import Codec, installed_codec
 from streamfleet.running_loop import in_trio
@@ -23,7 +23,7 @@ from streamfleet.settings import settings_for
 from streamfleet.socket_connection import SocketConnection
 from streamfleet.stream_connection import StreamConnection
 from streamfleet_core.connection import Capability
-from streamfleet_core.errors import MissingExtra, NotSent, UsageError, WrongDriver
+from streamfleet_core.errors import NotSent, UsageError, WrongDriver
 from streamfleet_core.urls import ServerURL
 
 
@@ -65,8 +65,7 @@ class LibraryDriver:
         connect_timeout: float = 5.0,
         codec: Codec | None = None,
     ) -> None:
-        if find_spec(self.library.module) is None:
-            raise MissingExtra(f"the {self.name} driver needs 'pip install streamfleet[{self.name}]'")
+        require(self.library.module, f"the {self.name} driver", self.name)
         import_module(self.library.module)  # takes a while: here it does not hold up an event loop
         settings = settings_for(
             url,

@@ -1,4 +1,4 @@
-"""The driver on redis-py, for threads and asyncio: ``pip install streamfleet[redis]``."""
+"""The driver on redis-py, for threads and asyncio: ``pip install 'streamfleet[redis]'``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The driver for trio, on trio's own streams: ``pip install streamfleet[trio]``."""
+"""The driver for trio, on trio's own streams: ``pip install 'streamfleet[trio]'``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import socket
 import ssl
 from collections.abc import Sequence
 
+from streamfleet.extras import missing_extra
 from streamfleet.handshake import FALLBACK, Greeting
 from streamfleet.resp import Codec, ProtocolFault, installed_codec
+from streamfleet.running_loop import in_trio
 from streamfleet.settings import settings_for
 from streamfleet_core.connection import Capability, Command, Reply, ServerError, ServerIdentity
-from streamfleet_core.errors import MissingExtra, NotSent, OutcomeUnknown
+from streamfleet_core.errors import NotSent, OutcomeUnknown, WrongDriver
 from streamfleet_core.urls import ServerURL
 
 try:
     import trio
-except ImportError as error:
-    raise MissingExtra("the trio driver needs 'pip install streamfleet[trio]'") from error
+except ModuleNotFoundError as error:
+    raise missing_extra("the trio driver", "trio") from error
 
 READ_BYTES = 1 << 16
 
@@ -169,7 +171,11 @@ class TrioDriver:
         self._codec = codec or installed_codec()
 
     async def connect_async(self, timeout: float) -> TrioConnection:
-        """See `streamfleet_core.connection.AsyncDriver.connect_async`."""
+        """See `streamfleet_core.connection.AsyncDriver.connect_async`. Raises WrongDriver outside of trio."""
+        if not in_trio():
+            raise WrongDriver(
+                "TrioDriver serves trio only: under asyncio use RedisDriver or ValkeyDriver, as in threads"
+            )
         with trio.move_on_after(min(timeout, self.connect_timeout)):
             try:
                 stream = await self._open()

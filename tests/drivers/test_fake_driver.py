@@ -8,10 +8,12 @@ import fakeredis
 import pytest
 import trio
 
-import streamfleet.fake
+import streamfleet.extras
+import streamfleet.trio
 from streamfleet.fake import FakeDriver
+from streamfleet.redis import RedisDriver
 from streamfleet_core.connection import AsyncDriver, Capability, Driver, ServerError
-from streamfleet_core.errors import MissingExtra, NotSent, OutcomeUnknown
+from streamfleet_core.errors import MissingExtra, NotSent, OutcomeUnknown, WrongDriver
 
 READ = ("XREADGROUP", "GROUP", "g", "c", "COUNT", 10, "BLOCK", 10_000, "STREAMS", "s", ">")
 shells = pytest.mark.parametrize("run", [asyncio.run, trio.run], ids=["asyncio", "trio"])
@@ -169,8 +171,8 @@ class TestFailures:
             connection.exchange([("PING",)], 5)
 
     def test_the_extra_is_missing(self, monkeypatch):
-        monkeypatch.setattr(streamfleet.fake, "find_spec", lambda name: None)
-        with pytest.raises(MissingExtra, match=r"pip install streamfleet\[fake\]"):
+        monkeypatch.setattr(streamfleet.extras, "find_spec", lambda name: None)
+        with pytest.raises(MissingExtra, match=r"pip install 'streamfleet\[fake\]'"):
             FakeDriver()
 
 
@@ -230,3 +232,27 @@ def test_cancelled_and_interrupted_under_trio():
             await second.exchange([("PING",)], 5)
 
     trio.run(main)
+
+
+def test_outside_of_an_event_loop():
+    coroutine = FakeDriver().connect_async(5)
+    with pytest.raises(WrongDriver, match=r"asyncio and trio.*trio\.run\(\), or use connect\(\)"):
+        coroutine.send(None)
+
+
+def test_the_trio_shell_takes_it_and_names_it():
+    async def main():
+        driver = FakeDriver()
+        worker = streamfleet.trio.Worker(driver)
+
+        @worker.handler("q")
+        async def shout(task):
+            return task.data.upper()
+
+        async with worker.running(), streamfleet.trio.Client(driver, ["q"]) as client:
+            handle = await client.enqueue_tracked("q", b"hello")
+            return await handle.wait(20)
+
+    assert trio.run(main) == b"HELLO"
+    with pytest.raises(WrongDriver, match="not trio: use TrioDriver, FakeDriver or MemoryDriver"):
+        streamfleet.trio.Worker(RedisDriver("redis://h"))

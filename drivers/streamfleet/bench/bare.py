@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from streamfleet.bench.orders import WAIT_SECONDS
+from streamfleet.extras import missing_extra
 from streamfleet_core.connection import Command
-from streamfleet_core.errors import MissingExtra
 from streamfleet_core.urls import parse_url
 
 
@@ -18,7 +18,7 @@ class BareConnection:
 
     def __init__(self, url: str) -> None:
         if find_spec("hiredis") is None:
-            raise MissingExtra("the benchmark needs 'pip install streamfleet[redis,embedded]'")
+            raise missing_extra("the benchmark", "redis,embedded")
         import hiredis
 
         server = parse_url(url)

@@ -11,7 +11,7 @@ import redis.credentials
 import trio
 import valkey
 
-import streamfleet.library
+import streamfleet.extras
 from streamfleet.redis import RedisDriver
 from streamfleet.valkey import ValkeyDriver
 from streamfleet_core.connection import AsyncDriver, Driver
@@ -107,8 +107,8 @@ class TestConstruction:
             driver_class(f"rediss://localhost?{option}")
 
     def test_the_extra_is_missing(self, driver_class, monkeypatch):
-        monkeypatch.setattr(streamfleet.library, "find_spec", lambda name: None)
-        with pytest.raises(MissingExtra, match=rf"pip install streamfleet\[{driver_class.name}\]"):
+        monkeypatch.setattr(streamfleet.extras, "find_spec", lambda name: None)
+        with pytest.raises(MissingExtra, match=rf"pip install 'streamfleet\[{driver_class.name}\]'"):
             driver_class()
 
     def test_trio_is_another_drivers_business(self, driver_class):

@@ -1,5 +1,6 @@
 """What is particular to the TrioDriver: cancel scopes, and that it needs trio."""
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ import trio
 from streamfleet.redis import RedisDriver
 from streamfleet.trio_driver import TrioDriver
 from streamfleet_core.connection import AsyncDriver, Driver
-from streamfleet_core.errors import NotSent, OutcomeUnknown
+from streamfleet_core.errors import NotSent, OutcomeUnknown, WrongDriver
 
 READ = ("XREAD", "BLOCK", 10000, "STREAMS", "s", "$")
 
@@ -92,12 +93,21 @@ def test_a_cancelled_connect_leaves_nothing_open(stub, scheme):
     trio.run(main)
 
 
-def test_the_extra_is_missing():
+@pytest.mark.parametrize(
+    "module",
+    ["streamfleet.trio", "streamfleet.trio.client", "streamfleet.trio_driver"],
+)
+def test_the_extra_is_missing(module):
     code = (
         "import sys; sys.modules['trio'] = None\n"
         "from streamfleet_core.errors import MissingExtra\n"
-        "try:\n    import streamfleet.trio_driver\n"
-        "except MissingExtra as error:\n    assert 'pip install streamfleet[trio]' in str(error)\n"
+        f"try:\n    import {module}\n"
+        "except MissingExtra as error:\n    assert \"pip install 'streamfleet[trio]'\" in str(error)\n"
         "else:\n    raise SystemExit('it was imported')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_asyncio_is_another_drivers_business(server):
+    with pytest.raises(WrongDriver, match="serves trio only: under asyncio use RedisDriver or ValkeyDriver"):
+        asyncio.run(TrioDriver(server.url).connect_async(5))
