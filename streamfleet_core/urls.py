@@ -14,13 +14,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 from urllib.parse import quote, unquote_to_bytes
 
 from streamfleet_core.errors import InvalidURL
 
 DEFAULT_PORT = 6379
 MAX_DB = 2**31 - 1
+_LONGEST_HOST = 254
+"""Characters, with the dot that a name may end with."""
 
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "ssl_cert_reqs")
 OPTIONS = ("timeout", "client_name", *_TLS_OPTIONS, "db", "username", "password")
@@ -32,7 +34,8 @@ _SCHEMES = (*_TCP, "unix", *_LOCAL)
 _LATER = ("sentinel", "cluster")
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
-_HOST = re.compile(r"[^\s%\\\[\]]+")
+# Letters of any script, for names that the resolver encodes; the underscore is not one of DNS, but of containers.
+_LABEL = re.compile(r"\w(?:[\w-]{0,61}\w)?")
 _PORT = re.compile(r"[0-9]{1,5}")
 _DB = re.compile(r"[0-9]{1,10}")
 _BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
@@ -44,7 +47,7 @@ class ServerURL:
 
     scheme: str
     host: str = ""
-    """Host name or address (IPv6 without brackets); for ``memory`` the name."""
+    """Host name or address (IPv6 without brackets, its zone after a ``%``); for ``memory`` the name."""
     port: int = 0
     """0 where there is none."""
     path: str = ""
@@ -62,7 +65,7 @@ class ServerURL:
         if self.scheme == "unix":
             return f"unix://{who}{quote(self.path)}" + (f"?db={self.db}" if self.db else "")
         if self.scheme in _TCP:
-            host = f"[{self.host}]" if ":" in self.host else self.host
+            host = f"[{self.host.replace('%', '%25')}]" if ":" in self.host else self.host
             return f"{self.scheme}://{who}{host}:{self.port}" + (f"/{self.db}" if self.db else "")
         return f"{self.scheme}://{quote(self.host)}{quote(self.path)}"
 
@@ -167,31 +170,63 @@ def _credentials(userinfo: str | None, options: dict[str, str]) -> tuple[str | N
 
 def _host_and_port(place: str) -> tuple[str, int]:
     if place.startswith("["):
-        host, bracket, after = place[1:].partition("]")
+        inside, bracket, after = place[1:].partition("]")
+        host, zone_sign, zone = inside.partition("%25")
         if not bracket or not _is_ipv6(host) or (after and after[0] != ":"):
             raise InvalidURL(f"bad IPv6 address {place!r:.80}; write it as [::1]:6379")
-        colon, port = after[:1], after[1:]
+        if zone_sign and not _LABEL.fullmatch(zone):
+            raise InvalidURL(f"bad zone {zone!r:.40} of an IPv6 address; write it as [fe80::1%25eth0]")
+        host, colon, port = host + zone_sign[:1] + zone, after[:1], after[1:]
     else:
         host, colon, port = place.partition(":")
         if ":" in port:
             raise InvalidURL(f"{place!r:.80} has more than one ':'; write an IPv6 address as [::1]:6379")
-        if not host:
-            raise InvalidURL("the URL names no host; did you mean localhost?")
-        if not _HOST.fullmatch(host):
-            raise InvalidURL(f"bad host {host!r:.80}")
+        _check_host(host)
     if not colon:
         return host, DEFAULT_PORT
     if not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
-        raise InvalidURL(f"bad port {port!r:.40}; a number from 1 to 65535 is needed")
+        raise InvalidURL(
+            f"bad port {port!r:.40}; a number from 1 to 65535 is needed, or no ':' for port {DEFAULT_PORT}"
+        )
     return host, int(port)
+
+
+def _check_host(host: str) -> None:
+    if not host:
+        raise InvalidURL("the URL names no host; did you mean localhost?")
+    bad = f"bad host {host!r:.80}"
+    labels = host.removesuffix(".").split(".")
+    if labels[-1].isdecimal():
+        if len(labels) == 1 and _PORT.fullmatch(host):
+            raise InvalidURL(f"{bad}: it is a number; did you mean localhost:{host}?")
+        if not _is_ipv4(host):
+            raise InvalidURL(f"{bad}; an IPv4 address has four numbers up to 255, as 127.0.0.1")
+    elif len(host) > _LONGEST_HOST or not all(map(_LABEL.fullmatch, labels)) or not _is_encodable(host):
+        raise InvalidURL(f"{bad}; write a name such as redis.example.com, or an address: 127.0.0.1, [::1]")
+
+
+def _is_encodable(host: str) -> bool:
+    """Whether the resolver can ask for it: names of other scripts become longer."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
+
+
+def _is_ipv4(text: str) -> bool:
+    try:
+        IPv4Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_ipv6(text: str) -> bool:
     try:
-        IPv6Address(text)
+        return IPv6Address(text).scope_id is None  # a zone is read apart, because a URL escapes its sign
     except ValueError:
         return False
-    return True
 
 
 def _db(path: str, options: dict[str, str]) -> int:
