@@ -1,4 +1,4 @@
-"""The first exchange on a connection, without I/O: log in, choose the database, learn who answers.
+"""The first exchange on a connection, for any driver: log in, choose the database, learn who answers.
 
 All of it leaves in one write. The PING is there because HELLO is answered even by a server that is still
 loading its data, which no command of ours would be.
@@ -6,11 +6,21 @@ loading its data, which no command of ours would be.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from streamfleet_core.connection import Capability, Command, Reply, ServerError, ServerIdentity
-from streamfleet_core.errors import NotSent
+from streamfleet.deadline import Deadline
+from streamfleet_core.connection import (
+    AsyncConnection,
+    Capability,
+    Command,
+    Connection,
+    Reply,
+    ServerError,
+    ServerIdentity,
+)
+from streamfleet_core.errors import NotSent, OutcomeUnknown
 from streamfleet_core.replies import ErrorKind, classify, refusal
 
 FALLBACK: tuple[Command, ...] = (("INFO", "server"), ("INFO", "replication"), ("CLIENT", "ID"))
@@ -103,6 +113,40 @@ class Greeting:
             user=self.user,
             missing=_missing(server, version, mode),
         )
+
+
+def greet(connection: Connection, greeting: Greeting, deadline: Deadline) -> None:
+    """Hold the first exchange, and give the connection the identity that it tells.
+
+    Raises NotSent when the server does not answer by the deadline or is not ready, a ServerRefused when it does
+    not let us in; the connection is closed then.
+    """
+    with _closed_on_failure(connection):
+        identity = greeting.identity(connection.exchange(greeting.commands(), deadline.left()))
+        if identity is None:
+            identity = greeting.fallback_identity(connection.exchange(FALLBACK, deadline.left()))
+        connection.identity = identity
+
+
+async def greet_async(connection: AsyncConnection, greeting: Greeting, deadline: Deadline) -> None:
+    """As `greet`."""
+    with _closed_on_failure(connection):
+        identity = greeting.identity(await connection.exchange(greeting.commands(), deadline.left()))
+        if identity is None:
+            identity = greeting.fallback_identity(await connection.exchange(FALLBACK, deadline.left()))
+        connection.identity = identity
+
+
+@contextmanager
+def _closed_on_failure(connection: Connection | AsyncConnection) -> Iterator[None]:
+    try:
+        yield
+    except OutcomeUnknown as error:
+        connection.close()
+        raise NotSent(str(error)) from error  # nothing but the greeting can have been applied
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _missing(server: str, version: str, mode: str) -> frozenset[Capability]:

@@ -1,38 +1,39 @@
 """What the drivers on redis-py and on valkey-py share: both libraries come from one root.
 
-The library opens the socket: name resolution, socket options, TLS. Then the socket is taken from it, and
-nothing else of it is used, because above the socket it re-sends commands, reconnects by itself, strips the
-codes from error replies, and costs more time than the server does. Credentials may come from a credential
-provider of the library; they are asked for at each connection.
+The library opens the socket: TCP, socket options, TLS. Then the socket is taken from it, and nothing else of it
+is used, because above the socket it re-sends commands, reconnects by itself, strips the codes from error
+replies, and costs more time than the server does. Credentials may come from a credential provider of the
+library. Names are looked up here, because the libraries wait for the resolver without end.
+
+One deadline holds for all that a connect consists of: credentials, resolver, TCP, TLS, greeting.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import socket
 import ssl
-from dataclasses import dataclass, replace
+from concurrent.futures import wait
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
+from streamfleet.addresses import addresses_of, is_address, shares
+from streamfleet.blocking_calls import BlockingCalls
+from streamfleet.credentials import CredentialProvider, Credentials
+from streamfleet.deadline import Deadline
 from streamfleet.extras import require
-from streamfleet.handshake import Greeting
+from streamfleet.handshake import greet, greet_async
 from streamfleet.resp import Codec, installed_codec
 from streamfleet.running_loop import in_trio
 from streamfleet.settings import settings_for
 from streamfleet.socket_connection import SocketConnection
 from streamfleet.stream_connection import StreamConnection
 from streamfleet_core.connection import Capability
-from streamfleet_core.errors import NotSent, UsageError, WrongDriver
+from streamfleet_core.errors import NotSent, WrongDriver
 from streamfleet_core.urls import ServerURL
-
-
-class CredentialProvider(Protocol):
-    """The libraries' credential providers."""
-
-    def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        """A password, or a user's name and password, that are valid now. May block."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,32 +78,21 @@ class LibraryDriver:
             client_name=client_name,
             connect_timeout=connect_timeout,
         )
-        if credential_provider is not None and settings.greeting.credentials:
-            raise UsageError("give a credential provider, or a user name and password, not both")
         self.url = settings.greeting.url
         self.missing: frozenset[Capability] = frozenset()
         self.connect_timeout = settings.connect_timeout
         self._server = settings.server
-        self._greeting = settings.greeting
         self._tls = settings.tls
-        self._provider = credential_provider
+        self._credentials = Credentials(settings.greeting, credential_provider)
+        self._lookups = BlockingCalls(f"the resolver for {self.url}")
         self._codec = codec or installed_codec(self.library.codec)
 
     def connect(self, timeout: float) -> SocketConnection:
-        """See `streamfleet_core.connection.Driver.connect`. Name resolution is not bounded by ``timeout``."""
-        timeout = min(timeout, self.connect_timeout)
-        greeting = self._current_greeting()
-        connection = self._connection("", timeout)
-        if self._tls is not None:
-            connection._wrap_socket_with_ssl = self._wrap  # the libraries take files, not a context
-        try:
-            connection.connect()
-        except (OSError, self._base_error()) as error:
-            raise NotSent(f"cannot connect to {self.url}: {error}") from error
-        # From here on the socket is ours: the library must neither close it nor speak on it.
-        sock, connection._sock = connection._sock, None
-        opened = SocketConnection(sock, self._codec, self.url)
-        opened.greet(greeting, timeout)
+        """See `streamfleet_core.connection.Driver.connect`."""
+        deadline = Deadline(min(timeout, self.connect_timeout))
+        greeting = self._credentials.greeting(deadline)
+        opened = SocketConnection(self._open(deadline), self._codec, self.url)
+        greet(opened, greeting, deadline)
         return opened
 
     async def connect_async(self, timeout: float) -> StreamConnection:
@@ -115,24 +105,15 @@ class LibraryDriver:
                 f"{type(self).__name__} serves threads and asyncio; under trio use "
                 f"TrioDriver({self.url!r}) of streamfleet.trio_driver"
             )
-        timeout = min(timeout, self.connect_timeout)
-        greeting = await self._current_greeting_async()
-        connection = self._connection(".asyncio", timeout)
-        if self._tls is not None:
-            connection.ssl_context.context = self._tls
+        deadline = Deadline(min(timeout, self.connect_timeout))
         try:
-            async with asyncio.timeout(timeout):
-                await connection.connect()
-                opened = StreamConnection(connection._writer, self._codec, self.url)
-                connection._writer = None
-        except (OSError, self._base_error()) as error:
-            raise NotSent(f"cannot connect to {self.url}: {error or 'no answer in time'}") from error
-        finally:
-            # What is left behind by a failure or a cancellation would be closed with a warning, and late.
-            if connection._writer is not None:
-                connection._writer.transport.abort()
-            connection._reader = connection._writer = None
-        await opened.greet(greeting, timeout)
+            async with asyncio.timeout(deadline.left()):
+                greeting = await self._credentials.greeting_asyncio()
+                places = self._known_places() or await asyncio.wrap_future(self._lookups.start(self._look_up))
+        except TimeoutError:
+            raise self._unreachable() from None
+        opened = await self._open_async(places, deadline)
+        await greet_async(opened, greeting, deadline)
         return opened
 
     def close(self) -> None:
@@ -141,7 +122,77 @@ class LibraryDriver:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
 
-    def _connection(self, flavour: str, timeout: float) -> Any:
+    def _known_places(self) -> list[str]:
+        """Where to connect to, when nothing has to be looked up for it."""
+        if self._server.scheme == "unix":
+            return [self._server.path]
+        return [self._server.host] if is_address(self._server.host) else []
+
+    def _look_up(self) -> list[str]:
+        try:
+            return addresses_of(self._server.host)
+        except (OSError, UnicodeError) as error:
+            raise self._unreachable(error) from error
+
+    def _open(self, deadline: Deadline) -> socket.socket:
+        places = self._known_places()
+        if not places:
+            lookup = self._lookups.start(self._look_up)
+            wait([lookup], deadline.left())
+            places = lookup.result() if lookup.done() else []
+        failures: list[Exception] = []
+        for place, seconds in shares(places, deadline):
+            try:
+                return self._open_at(place, seconds)
+            except (OSError, self._base_error()) as error:
+                failures.append(error)
+        raise self._unreachable(*failures)
+
+    def _open_at(self, place: str, seconds: float) -> socket.socket:
+        deadline = Deadline(seconds)
+        connection = self._connection("", place, seconds)
+        if self._tls is not None:
+            # The libraries take files, not a context, and give each step of theirs the whole time.
+            connection._wrap_socket_with_ssl = partial(self._wrap, deadline=deadline)
+        connection.connect()
+        # From here on the socket is ours: the library must neither close it nor speak on it.
+        sock: socket.socket = connection._sock
+        connection._sock = None
+        return sock
+
+    async def _open_async(self, places: list[str], deadline: Deadline) -> StreamConnection:
+        failures: list[Exception] = []
+        for place, seconds in shares(places, deadline):
+            try:
+                async with asyncio.timeout(seconds):
+                    return await self._open_async_at(place, seconds)
+            except (OSError, self._base_error()) as error:
+                failures.append(error)
+        raise self._unreachable(*failures)
+
+    async def _open_async_at(self, place: str, seconds: float) -> StreamConnection:
+        connection = self._connection(".asyncio", place, seconds)
+        if self._tls is not None:
+            # The certificate is for the name, not for the address.
+            arguments = {"ssl": self._tls, "server_hostname": self._server.host}
+            arguments |= connection._connection_arguments()
+            connection._connection_arguments = lambda: arguments
+        try:
+            await connection.connect()
+            opened = StreamConnection(connection._writer, self._codec, self.url)
+            connection._writer = None
+        finally:
+            # What is left behind by a failure or a cancellation would be closed with a warning, and late.
+            if connection._writer is not None:
+                connection._writer.transport.abort()
+            connection._reader = connection._writer = None
+        return opened
+
+    def _unreachable(self, *failures: Exception) -> NotSent:
+        texts = dict.fromkeys(str(failure) or "no answer in time" for failure in failures)
+        return NotSent(f"cannot connect to {self.url}: {'; '.join(texts) or 'no answer in time'}")
+
+    def _connection(self, flavour: str, place: str, seconds: float) -> Any:
         """A connection object of the library, not yet connected; ``flavour`` is empty or ``.asyncio``."""
         package = import_module(self.library.module + flavour)
         retry = import_module(f"{self.library.module}{flavour}.retry").Retry
@@ -151,8 +202,8 @@ class LibraryDriver:
             "protocol": 2,
             "retry": retry(no_backoff(), 0),
             "health_check_interval": 0,
-            "socket_timeout": timeout,
-            "socket_connect_timeout": timeout,
+            "socket_timeout": seconds,
+            "socket_connect_timeout": seconds,
             self.library.connect_hook: _leave_login_to_us,
         }
         # Unix sockets ignore the hook under asyncio, and CLIENT SETINFO before AUTH would be refused.
@@ -161,12 +212,13 @@ class LibraryDriver:
         else:
             settings |= {"lib_name": None, "lib_version": None}
         if self._server.scheme == "unix":
-            return package.UnixDomainSocketConnection(path=self._server.path, **settings)
-        settings |= {"host": self._server.host, "port": self._server.port, "socket_keepalive": True}
-        return package.Connection(**settings) if self._tls is None else package.SSLConnection(**settings)
+            return package.UnixDomainSocketConnection(path=place, **settings)
+        kind = package.Connection if self._tls is None or flavour else package.SSLConnection
+        return kind(host=place, port=self._server.port, socket_keepalive=True, **settings)
 
-    def _wrap(self, sock: Any) -> ssl.SSLSocket:
+    def _wrap(self, sock: socket.socket, deadline: Deadline) -> ssl.SSLSocket:
         assert self._tls is not None
+        sock.settimeout(max(deadline.left(), 1e-6))  # bounds the handshake as a whole
         return self._tls.wrap_socket(sock, server_hostname=self._server.host)
 
     def _base_error(self) -> type[Exception]:
@@ -174,23 +226,6 @@ class LibraryDriver:
             import_module(f"{self.library.module}.exceptions"), self.library.base_error
         )
         return error
-
-    def _current_greeting(self) -> Greeting:
-        if self._provider is None:
-            return self._greeting
-        try:
-            return replace(self._greeting, credentials=tuple(self._provider.get_credentials()))
-        except Exception as error:
-            raise NotSent(f"{self.url}: the credential provider failed: {error!r}") from error
-
-    async def _current_greeting_async(self) -> Greeting:
-        ask = getattr(self._provider, "get_credentials_async", None)
-        if ask is None:
-            return self._current_greeting()
-        try:
-            return replace(self._greeting, credentials=tuple(await ask()))
-        except Exception as error:
-            raise NotSent(f"{self.url}: the credential provider failed: {error!r}") from error
 
 
 def _leave_login_to_us(connection: object) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ssl
 
-from streamfleet.library import CredentialProvider, Library, LibraryDriver
+from streamfleet.credentials import CredentialProvider
+from streamfleet.library import Library, LibraryDriver
 from streamfleet.resp import Codec
 from streamfleet_core.urls import ServerURL
 
@@ -13,7 +14,8 @@ class RedisDriver(LibraryDriver):
     """Connects by redis-py to a Redis or Valkey server.
 
     ``url``: ``redis://``, ``rediss://`` (TLS), ``unix://``, and ``valkey(s)://``. Arguments take precedence
-    over the URL. ``credential_provider``: one of redis-py's, asked at each connection. ``ssl_context``: asks
+    over the URL. ``credential_provider``: one of redis-py's, asked at each connection, in a thread
+    unless it has a coroutine of its own for asyncio. ``ssl_context``: asks
     for TLS, and stands instead of the URL's ``ssl_`` options. ``connect_timeout``: the most seconds that a
     connect may take, whatever its caller allows. ``codec``: a parser other than the fastest installed.
 

@@ -29,6 +29,29 @@ class Reader(Protocol):
         """The next complete reply, or False when there is none yet. Raises ProtocolFault."""
 
 
+READ_BYTES = 1 << 16
+"""What a connection reads at once, at most."""
+
+
+def take_replies(gets: Callable[[], Any], replies: list[Reply], expected: int) -> bool:
+    """Move replies that are complete from a reader's ``gets`` to ``replies``; are all ``expected`` there?
+
+    Replies beyond them stay in the reader. Raises ProtocolFault.
+    """
+    while len(replies) < expected:
+        reply = gets()
+        if reply is False:
+            return False
+        replies.append(reply)
+    return True
+
+
+def last_words(replies: Sequence[Reply]) -> str:
+    """Why a server hung up, as far as it told: "-ERR max number of clients reached" is the last thing it says."""
+    last = replies[-1] if replies else None
+    return f", after saying {last.message!r}" if isinstance(last, ServerError) else ""
+
+
 class Codec(NamedTuple):
     """A way to pack commands and to parse replies."""
 

@@ -10,6 +10,7 @@ from streamfleet.tls import client_context
 from streamfleet_core.errors import InvalidURL, UsageError
 from streamfleet_core.urls import ServerURL, parse_url
 
+MAX_CONNECT_TIMEOUT = 86400
 SCHEMES = ("redis", "rediss", "valkey", "valkeys", "unix")
 
 
@@ -44,6 +45,8 @@ def settings_for(
     name = client_name or server.options.get("client_name", "")
     if not all("!" <= character <= "~" for character in name):
         raise UsageError(f"client_name {name!r}: only printable ASCII without spaces is possible")
+    if not isinstance(connect_timeout, int | float) or not 0 < connect_timeout <= MAX_CONNECT_TIMEOUT:
+        raise UsageError(f"connect_timeout is in seconds, above 0 and up to a day; got {connect_timeout!r:.40}")
     greeting = Greeting(
         server.safe(),
         _credentials(

@@ -7,12 +7,9 @@ import socket
 from collections.abc import Sequence
 from time import monotonic
 
-from streamfleet.handshake import FALLBACK, Greeting
-from streamfleet.resp import Codec, ProtocolFault
-from streamfleet_core.connection import Command, Reply, ServerError, ServerIdentity
+from streamfleet.resp import READ_BYTES, Codec, ProtocolFault, last_words, take_replies
+from streamfleet_core.connection import Command, Reply, ServerIdentity
 from streamfleet_core.errors import ConnectionFailure, NotSent, OutcomeUnknown
-
-READ_BYTES = 1 << 16
 
 
 class SocketConnection:
@@ -29,23 +26,6 @@ class SocketConnection:
         self._url = url
         self._broken = ""
         self._interrupted = False
-
-    def greet(self, greeting: Greeting, timeout: float) -> None:
-        """Log in and learn the server's identity, in at most two exchanges of ``timeout`` seconds each.
-
-        Raises NotSent or a ServerRefused; the connection is closed then.
-        """
-        try:
-            identity = greeting.identity(self.exchange(greeting.commands(), timeout))
-            if identity is None:
-                identity = greeting.fallback_identity(self.exchange(FALLBACK, timeout))
-            self.identity = identity
-        except OutcomeUnknown as error:
-            self.close()
-            raise NotSent(str(error)) from error
-        except BaseException:
-            self.close()
-            raise
 
     def exchange(self, commands: Sequence[Command], timeout: float) -> list[Reply]:
         """See `Connection.exchange`. Raises TypeError, with nothing sent, for an unusable argument."""
@@ -68,12 +48,7 @@ class SocketConnection:
 
     def _read(self, replies: list[Reply], expected: int, deadline: float) -> None:
         sock, buffer, feed, gets = self._socket, self._buffer, self._reader.feed, self._reader.gets
-        append = replies.append
-        while len(replies) < expected:
-            reply = gets()
-            if reply is not False:
-                append(reply)
-                continue
+        while not take_replies(gets, replies, expected):
             sock.settimeout(max(deadline - monotonic(), 1e-6))
             size = sock.recv_into(buffer)
             if size == 0 or self._interrupted:
@@ -87,9 +62,7 @@ class SocketConnection:
             self._broken = f"no answer within {timeout:g} s"
         else:
             self._broken = str(error)
-        # Why a server hangs up is in the last thing it says: "-ERR max number of clients reached".
-        if replies and isinstance(replies[-1], ServerError):
-            self._broken += f", after saying {replies[-1].message!r}"
+        self._broken += last_words(replies)
         return OutcomeUnknown(f"lost {self._url}: {self._broken}")
 
     def interrupt(self) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from streamfleet.handshake import FALLBACK, Greeting
-from streamfleet.resp import Codec, ProtocolFault
-from streamfleet_core.connection import Command, Reply, ServerError, ServerIdentity
+from streamfleet.resp import READ_BYTES, Codec, ProtocolFault, last_words, take_replies
+from streamfleet_core.connection import Command, Reply, ServerIdentity
 from streamfleet_core.errors import NotSent, OutcomeUnknown
-
-READ_BYTES = 1 << 16
 
 
 class StreamConnection(asyncio.BufferedProtocol):
@@ -38,23 +35,6 @@ class StreamConnection(asyncio.BufferedProtocol):
         self._transport.set_protocol(self)
         if self._transport.is_closing():
             self._broken = "closed by the server"
-
-    async def greet(self, greeting: Greeting, timeout: float) -> None:
-        """Log in and learn the server's identity, in at most two exchanges of ``timeout`` seconds each.
-
-        Raises NotSent or a ServerRefused; the connection is closed then.
-        """
-        try:
-            identity = greeting.identity(await self.exchange(greeting.commands(), timeout))
-            if identity is None:
-                identity = greeting.fallback_identity(await self.exchange(FALLBACK, timeout))
-            self.identity = identity
-        except OutcomeUnknown as error:
-            self.close()
-            raise NotSent(str(error)) from error
-        except BaseException:
-            self.close()
-            raise
 
     async def exchange(self, commands: Sequence[Command], timeout: float) -> list[Reply]:
         """See `AsyncConnection.exchange`. Raises TypeError, with nothing sent, for an unusable argument."""
@@ -104,15 +84,12 @@ class StreamConnection(asyncio.BufferedProtocol):
         self._break(str(exc) if exc else "closed by the server")
 
     def _parse(self) -> None:
-        waiter, replies, gets = self._waiter, self._replies, self._reader.gets
+        waiter = self._waiter
         if waiter is None:
             return  # kept in the parser for the next exchange, as a socket would keep it
         try:
-            while len(replies) < self._expected:
-                reply = gets()
-                if reply is False:
-                    return
-                replies.append(reply)
+            if not take_replies(self._reader.gets, self._replies, self._expected):
+                return
         except ProtocolFault as fault:
             self._break(str(fault))
             return
@@ -122,9 +99,7 @@ class StreamConnection(asyncio.BufferedProtocol):
     def _break(self, why: str) -> None:
         """Make the connection unusable, for the first reason only, and fail the exchange in flight."""
         if not self._broken:
-            # Why a server hangs up is in the last thing it says: "-ERR max number of clients reached".
-            last = self._replies[-1] if self._replies else None
-            self._broken = why + (f", after saying {last.message!r}" if isinstance(last, ServerError) else "")
+            self._broken = why + last_words(self._replies)
         self._transport.abort()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(OutcomeUnknown(f"lost {self._url}: {self._broken}"))

@@ -8,12 +8,14 @@ import socket
 import ssl
 from collections.abc import Sequence
 
+from streamfleet.credentials import CredentialProvider, Credentials
+from streamfleet.deadline import Deadline
 from streamfleet.extras import missing_extra
-from streamfleet.handshake import FALLBACK, Greeting
-from streamfleet.resp import Codec, ProtocolFault, installed_codec
+from streamfleet.handshake import greet_async
+from streamfleet.resp import READ_BYTES, Codec, ProtocolFault, installed_codec, last_words, take_replies
 from streamfleet.running_loop import in_trio
 from streamfleet.settings import settings_for
-from streamfleet_core.connection import Capability, Command, Reply, ServerError, ServerIdentity
+from streamfleet_core.connection import Capability, Command, Reply, ServerIdentity
 from streamfleet_core.errors import NotSent, OutcomeUnknown, WrongDriver
 from streamfleet_core.urls import ServerURL
 
@@ -21,8 +23,6 @@ try:
     import trio
 except ModuleNotFoundError as error:
     raise missing_extra("the trio driver", "trio") from error
-
-READ_BYTES = 1 << 16
 
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
@@ -42,23 +42,6 @@ class TrioConnection:
         self._url = url
         self._broken = ""
         self._scope: trio.CancelScope | None = None
-
-    async def greet(self, greeting: Greeting) -> None:
-        """Log in and learn the server's identity; the caller bounds the time.
-
-        Raises NotSent or a ServerRefused; the connection is closed then.
-        """
-        try:
-            identity = greeting.identity(await self.exchange(greeting.commands(), float("inf")))
-            if identity is None:
-                identity = greeting.fallback_identity(await self.exchange(FALLBACK, float("inf")))
-            self.identity = identity
-        except OutcomeUnknown as error:
-            self.close()
-            raise NotSent(str(error)) from error
-        except BaseException:
-            self.close()
-            raise
 
     async def exchange(self, commands: Sequence[Command], timeout: float) -> list[Reply]:
         """See `AsyncConnection.exchange`. Raises TypeError, with nothing sent, for an unusable argument."""
@@ -96,21 +79,14 @@ class TrioConnection:
 
     async def _read(self, replies: list[Reply], expected: int) -> None:
         receive, feed, gets = self._stream.receive_some, self._reader.feed, self._reader.gets
-        while len(replies) < expected:
-            reply = gets()
-            if reply is not False:
-                replies.append(reply)
-                continue
+        while not take_replies(gets, replies, expected):
             data = await receive(READ_BYTES)
             if not data:
                 raise ConnectionResetError("closed by the server")
             feed(data, 0, len(data))
 
     def _lost(self, why: str, replies: list[Reply]) -> OutcomeUnknown:
-        self._broken = self._broken or why
-        # Why a server hangs up is in the last thing it says: "-ERR max number of clients reached".
-        if replies and isinstance(replies[-1], ServerError):
-            self._broken += f", after saying {replies[-1].message!r}"
+        self._broken = (self._broken or why) + last_words(replies)
         return OutcomeUnknown(f"lost {self._url}: {self._broken}")
 
     def interrupt(self) -> None:
@@ -131,11 +107,12 @@ class TrioDriver:
     """Connects under trio to a Redis or Valkey server.
 
     ``url``: ``redis://``, ``rediss://`` (TLS), ``valkey(s)://`` and ``unix://``. Arguments take precedence
-    over the URL. ``ssl_context``: asks for TLS, and stands instead of the URL's ``ssl_`` options.
-    ``connect_timeout``: the most seconds that a connect may take, whatever its caller allows. ``codec``: a
-    parser other than the fastest installed.
+    over the URL. ``credential_provider``: one of redis-py's or valkey-py's, asked at each connection, in a
+    thread; its ``get_credentials_async`` is for asyncio, and not used. ``ssl_context``: asks for TLS, and
+    stands instead of the URL's ``ssl_`` options. ``connect_timeout``: the most seconds that a connect may
+    take, whatever its caller allows. ``codec``: a parser other than the fastest installed.
 
-    Raises InvalidURL, and UsageError for an impossible client name.
+    Raises InvalidURL, and UsageError for arguments that are impossible or exclude each other.
     """
 
     name = "trio"
@@ -147,6 +124,7 @@ class TrioDriver:
         *,
         username: str | None = None,
         password: str | None = None,
+        credential_provider: CredentialProvider | None = None,
         db: int | None = None,
         ssl_context: ssl.SSLContext | None = None,
         client_name: str | None = None,
@@ -166,7 +144,7 @@ class TrioDriver:
         self.url = settings.greeting.url
         self.connect_timeout = settings.connect_timeout
         self._server = settings.server
-        self._greeting = settings.greeting
+        self._credentials = Credentials(settings.greeting, credential_provider)
         self._tls = settings.tls
         self._codec = codec or installed_codec()
 
@@ -177,12 +155,13 @@ class TrioDriver:
                 "TrioDriver serves trio only: under asyncio use RedisDriver or ValkeyDriver, as in threads"
             )
         with trio.move_on_after(min(timeout, self.connect_timeout)):
+            greeting = await self._credentials.greeting_trio()
             try:
                 stream = await self._open()
-            except (OSError, trio.BrokenResourceError) as error:
+            except (OSError, UnicodeError, trio.BrokenResourceError) as error:
                 raise NotSent(f"cannot connect to {self.url}: {_reason(error)}") from error
             connection = TrioConnection(stream, self._codec, self.url)
-            await connection.greet(self._greeting)
+            await greet_async(connection, greeting, Deadline(float("inf")))  # the scope ends it
             return connection
         raise NotSent(f"cannot connect to {self.url}: no answer in time")
 
