@@ -13,13 +13,15 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import cache
 from time import monotonic
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from streamfleet.extras import require
 from streamfleet.resp import pack_commands
 from streamfleet.running_loop import running_library
 from streamfleet_core.connection import Argument, Capability, Command, Reply, ServerError, ServerIdentity
 from streamfleet_core.errors import NotSent, OutcomeUnknown
+
+T = TypeVar("T")
 
 POLL_SECONDS = 0.005
 VERSION = (7, 0)
@@ -41,6 +43,8 @@ class FakeSession:
         self._connection = cast("Any", client.connection_pool.get_connection())
         self._socket: Any = self._connection._sock
         self._queueing = False
+        self._in_use = threading.Lock()
+        self._ended = False
         self._socket._decode_error = lambda error: _as_servers_say(error.value)
 
     @property
@@ -50,6 +54,13 @@ class FakeSession:
 
     def execute(self, command: Command) -> Reply:
         """Run one command that does not block. Raises what fakeredis raises when it breaks."""
+        try:
+            with self._in_use:
+                return self._execute(command)
+        finally:
+            self._clean_up()
+
+    def _execute(self, command: Command) -> Reply:
         name = _name(command)
         self._queueing = name == b"MULTI" or (self._queueing and name not in (b"EXEC", b"DISCARD"))
         self._socket.sendall(pack_commands([command]))
@@ -95,8 +106,20 @@ class FakeSession:
         return b"0-0"
 
     def close(self) -> None:
-        """End the session, and its WATCHes with it."""
-        self._connection.disconnect()
+        """End the session, and its WATCHes with it; after the command that another thread runs, if one does.
+
+        Under a command fakeredis would lose its footing: a transaction would be left half done.
+        """
+        self._ended = True
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        """Release the socket when the session has ended; whoever leaves it last does that, and nobody waits."""
+        if self._ended and self._in_use.acquire(blocking=False):
+            try:
+                self._connection.disconnect()
+            finally:
+                self._in_use.release()
 
 
 class _FakeExchange:
@@ -123,23 +146,23 @@ class _FakeExchange:
         pack_commands(commands)  # raises TypeError for a wrong argument while nothing has been done yet
         deadline = monotonic() + timeout
         for command in commands:
-            command, block = self._session.without_block(command)
+            command, block = self._do(self._session.without_block, command)
             until = monotonic() + block
-            reply = self._execute(command)
+            reply = self._do(self._session.execute, command)
             while reply is None and monotonic() < until:
                 if monotonic() >= deadline:
                     raise self._lost(f"no answer within {timeout:g} s")
                 yield
-                reply = self._execute(command)
+                reply = self._do(self._session.execute, command)
             replies.append(reply)
 
-    def _execute(self, command: Command) -> Reply:
+    def _do(self, step: Callable[[Command], T], command: Command) -> T:
         if self._broken or not self._session.reachable:
             raise self._lost("the server has been made unreachable")
         try:
-            return self._session.execute(command)
+            return step(command)
         except Exception as error:
-            # fakeredis itself has broken down, in the middle of a command.
+            # Closed by another thread meanwhile, or fakeredis itself has broken down, in the middle of a command.
             raise self._lost(f"fakeredis raised {error!r}") from error
 
     def _lost(self, why: str) -> OutcomeUnknown:

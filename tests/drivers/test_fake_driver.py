@@ -170,6 +170,49 @@ class TestFailures:
         with pytest.raises(OutcomeUnknown, match="inside fakeredis"):
             connection.exchange([("PING",)], 5)
 
+    @pytest.fixture
+    def closed_during_the_second_command(self, connection, monkeypatch):
+        """By another thread. In a transaction this counts the commands of the EXEC, after the EXEC itself."""
+        run, times = connection._session._socket._run_command, []
+
+        def run_and_be_closed(*args):
+            times.append(args)
+            if len(times) == 2:
+                closer = threading.Thread(target=connection.close)
+                closer.start()
+                closer.join(20)
+            return run(*args)
+
+        monkeypatch.setattr(connection._session._socket, "_run_command", run_and_be_closed)
+        yield
+        assert connection._session._connection._sock is None, "whoever ran the command has let go of it"
+        with pytest.raises(NotSent, match="closed"):
+            connection.exchange([("PING",)], 5)
+
+    @pytest.mark.usefixtures("closed_during_the_second_command")
+    def test_closed_while_a_transaction_runs(self, connection, other):
+        commands = [("MULTI",), ("SET", "k", 1), ("SET", "l", 2), ("EXEC",)]
+        assert connection.exchange(commands, 5)[-1] == [b"OK", b"OK"]
+        assert other("MGET", "k", "l") == [b"1", b"2"]
+
+    @pytest.mark.usefixtures("closed_during_the_second_command")
+    @pytest.mark.parametrize("third", [("SET", "k", 3), ("XREAD", "BLOCK", 10_000, "STREAMS", "s", "$")])
+    def test_closed_while_a_command_runs(self, connection, other, third):
+        with pytest.raises(OutcomeUnknown, match="closed"):
+            connection.exchange([("SET", "k", 1), ("SET", "l", 2), third], 5)
+        assert other("MGET", "k", "l") == [b"1", b"2"]
+
+    def test_closed_when_a_read_has_just_begun(self, connection, monkeypatch):
+        step = connection._session.without_block
+
+        def closed_before(command):
+            connection.close()
+            return step(command)
+
+        monkeypatch.setattr(connection._session, "without_block", closed_before)
+        with pytest.raises(OutcomeUnknown, match="closed"):
+            connection.exchange([("XREAD", "BLOCK", 10_000, "STREAMS", "s", "$")], 5)
+
     def test_the_extra_is_missing(self, monkeypatch):
         monkeypatch.setattr(streamfleet.extras, "find_spec", lambda name: None)
         with pytest.raises(MissingExtra, match=r"pip install 'streamfleet\[fake\]'"):
