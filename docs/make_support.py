@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,34 @@ package is installed:
 Cell = dict[str, Any]
 
 
+class CellFailed(Exception):
+    """A cell has a case that failed, or its run ended before it had a result."""
+
+
 def run_cell(cell: tuple[str, str, str], folder: Path) -> Cell:
-    """The result of one cell, without its single cases. Raises RuntimeError when one failed."""
+    """The result of one cell, without its single cases. Raises CellFailed with what the run said."""
     shell, driver, server = cell
     path = folder / f"{shell}-{driver}-{server}.json"
     command = [sys.executable, "-m", "streamfleet_conformance", "--shell", shell, "--driver", driver]
     done = subprocess.run([*command, "--server", server, "--json", str(path)], capture_output=True, text=True)
-    print(f"{shell} {driver} {server}: {done.stdout.splitlines()[-1]}", flush=True)
+    said = done.stdout.splitlines() or ["it said nothing"]
+    print(f"{shell} {driver} {server}: {said[-1]}", flush=True)
     if done.returncode:
-        raise RuntimeError(f"{shell} {driver} {server} failed:\n{done.stdout[-6000:]}\n{done.stderr[-2000:]}")
+        raise CellFailed(f"{shell} {driver} {server} failed:\n{done.stdout[-6000:]}\n{done.stderr[-2000:]}")
     return summary(json.loads(path.read_text(encoding="utf-8")))
+
+
+def run_cells(cells: Sequence[tuple[str, str, str]]) -> tuple[list[Cell], list[CellFailed]]:
+    """All cells, whatever becomes of single ones: results and failures, in the order of the cells."""
+    found: list[Cell] = []
+    failed: list[CellFailed] = []
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(AT_ONCE) as pool:
+        for run in [pool.submit(run_cell, cell, Path(folder)) for cell in cells]:
+            try:
+                found.append(run.result())
+            except CellFailed as failure:
+                failed.append(failure)
+    return found, failed
 
 
 def summary(results: Cell) -> Cell:
@@ -83,12 +102,16 @@ def _text(cell: Cell | None) -> str:
 
 
 def main() -> int:
-    """Exit code 1 when a cell fails."""
+    """Exit code 1 when a cell fails: all that failed are told of at the end, and the kept results stay."""
     if sys.argv[1:] == ["run"]:
         from streamfleet_conformance.cells import cells
 
-        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(AT_ONCE) as pool:
-            found = list(pool.map(lambda cell: run_cell(cell, Path(folder)), cells()))
+        found, failed = run_cells(cells())
+        if failed:
+            print(
+                "", *failed, f"{len(failed)} of {len(found) + len(failed)} cells failed", sep="\n", file=sys.stderr
+            )
+            return 1
         RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
     return 0

@@ -133,10 +133,59 @@ def test_the_page_on_support_is_of_the_servers_that_there_are(kept, server):
     assert [f" v={version} " in said for version in versions] == [True], "run `make conformance`"
 
 
-def test_the_page_on_support_is_made_from_its_results():
+@pytest.fixture
+def make_support():
     path = SUPPORT.parents[1] / "make_support.py"
     spec = importlib.util.spec_from_file_location("make_support", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_on_support_is_made_from_its_results(make_support):
     page = SUPPORT.with_name("support.md").read_text("utf-8")
-    assert page == module.page(json.loads(SUPPORT.read_text("utf-8"))), "run `make docs`"
+    assert page == make_support.page(json.loads(SUPPORT.read_text("utf-8"))), "run `make docs`"
+
+
+def test_a_run_of_all_cells_tells_of_each_that_failed(make_support, monkeypatch, capsys, tmp_path):
+    results = json.loads(SUPPORT.read_text("utf-8"))
+    passing = results[0]
+    ended = {"redis": (1, "E boom\n1 failed"), "valkey": (-9, "")}
+
+    def run(command, **settings):
+        driver, path = command[command.index("--driver") + 1], Path(command[command.index("--json") + 1])
+        code, said = ended.get(driver, (0, "all passed"))
+        if not code:
+            path.write_text(json.dumps(passing), "utf-8")
+        return subprocess.CompletedProcess(command, code, said, f"stderr of {driver}")
+
+    monkeypatch.setattr(make_support.subprocess, "run", run)
+    monkeypatch.setattr("streamfleet_conformance.cells.cells", lambda: RUN)
+    monkeypatch.setattr(sys, "argv", ["make_support.py", "run"])
+    for name in ("RESULTS", "PAGE"):
+        monkeypatch.setattr(make_support, name, tmp_path / name)
+    assert make_support.main() == 1
+    told = capsys.readouterr()
+    assert told.out.count("\n") == len(RUN), "each cell is told of when it ends"
+    for part in (
+        "sync redis one failed:\nE boom",
+        "sync valkey one failed:",
+        "trio redis two failed:",
+        "stderr of",
+    ):
+        assert part in told.err
+    assert told.err.splitlines()[-1] == "3 of 5 cells failed"
+    assert list(tmp_path.iterdir()) == [], "a failure is not written down"
+    ended.clear()
+    assert make_support.main() == 0
+    assert json.loads((tmp_path / "RESULTS").read_text("utf-8")) == [passing] * len(RUN)
+    assert "What works with what" in (tmp_path / "PAGE").read_text("utf-8")
+
+
+RUN = [
+    ("sync", "redis", "one"),
+    ("sync", "memory", "one"),
+    ("sync", "valkey", "one"),
+    ("trio", "redis", "two"),
+    ("trio", "trio", "two"),
+]
