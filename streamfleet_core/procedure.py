@@ -48,6 +48,10 @@ def transaction(commands: list[Command]) -> list[Command]:
     return [("MULTI",), *commands, ("EXEC",)]
 
 
+TRIAL: tuple[Command, ...] = (("MULTI",), ("EXEC",))
+"""Tried before a connection holds transactions: to whom MULTI is refused, their commands would be done singly."""
+
+
 def committed(answer: Answer, commands: list[Command], link: Link) -> list[Reply] | None:
     """The results of a `transaction` that was the last part of the exchange; None when it was not applied."""
     result = answer.replies[-1]

@@ -22,7 +22,7 @@ from streamfleet_core.keys import GROUP
 from streamfleet_core.leaving import farewell
 from streamfleet_core.link import FOREVER, Exchange, Link
 from streamfleet_core.pressure import Memory, Pressure, bare_commands, bare_replies, needs_memory
-from streamfleet_core.procedure import Answer, Steps
+from streamfleet_core.procedure import TRIAL, Answer, Steps
 from streamfleet_core.replies import ErrorKind, abort_cause, classify, parse_pending, parse_time
 from streamfleet_core.settlement import Commit, build
 from streamfleet_core.state import Delivery, Phase, QueueState, Verdict
@@ -187,7 +187,7 @@ class Settler:
         self._stage = Stage.ARM
         self._sent_at = now
         # What is written from here on may say when a task is due: by the server's clock, not by ours.
-        commands: list[Command] = [] if self._machine.clock.synchronised else [("TIME",)]
+        commands: list[Command] = [*TRIAL] if self._machine.clock.synchronised else [*TRIAL, ("TIME",)]
         # A full server takes no fence. Until it does, only outcomes go on that may be written twice (`pressure`).
         enough = self._pressure.memory is Memory.ENOUGH
         for queue in self._queues:
@@ -205,7 +205,7 @@ class Settler:
         watched = len(self._queues) + 1
         for command, reply in zip(self._arming, replies[:-watched], strict=True):
             if isinstance(reply, ServerError):
-                self._server_says_no(reply, command, now)
+                self._server_says_no(abort_cause(reply) or reply, command, now)
                 return
             if command == ("TIME",):
                 self._machine.clock.observed(parse_time(reply), self._sent_at, now)

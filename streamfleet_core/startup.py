@@ -10,8 +10,8 @@ from streamfleet_core.errors import UnsupportedServer, WrongKeyType
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import QueueKeys
 from streamfleet_core.link import Link
-from streamfleet_core.procedure import Steps
-from streamfleet_core.replies import parse_time
+from streamfleet_core.procedure import TRIAL, Steps, trouble
+from streamfleet_core.replies import abort_cause, parse_time
 from streamfleet_core.state import QueueState
 
 if TYPE_CHECKING:
@@ -32,14 +32,18 @@ def expected_types(keys: QueueKeys) -> list[tuple[bytes, str, str]]:
 
 
 def check_server(machine: WorkerMachine, link: Link, queues: list[QueueState]) -> Steps:
-    """Read the server's clock and features, refuse wrong-typed keys, warn of an eviction policy that loses tasks.
+    """Read the server's clock and features, try a transaction, refuse wrong-typed keys, warn of eviction.
 
     MULTI does not roll back: a wrong-typed key found in the middle of a transaction would cost a task.
     """
     keys = [entry for queue in queues for entry in expected_types(queue.keys)]
     types: list[Command] = [("TYPE", key) for key, _, _ in keys]
-    answer = yield [("TIME",), *types, ("INFO", "memory"), features.query()]
-    time, *found_types, info, commands = answer.replies
+    answer = yield [("TIME",), *types, ("INFO", "memory"), features.query(), *TRIAL]
+    time, *found_types, info, commands, begun, done = answer.replies
+    for command, reply in zip(TRIAL, (begun, done), strict=True):
+        if isinstance(reply, ServerError):
+            trouble(link, abort_cause(reply) or reply, command, answer.now)
+            return
     if not isinstance(time, ServerError):
         machine.clock.observed(parse_time(time), answer.sent, answer.now)
     for (key, expected, purpose), reply in zip(keys, found_types, strict=True):

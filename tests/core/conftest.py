@@ -19,6 +19,7 @@ from streamfleet_core.errors import NotSent, OutcomeUnknown
 from streamfleet_core.events import Event, EventKind
 from streamfleet_core.keys import GROUP, QueueKeys, queue_keys
 from streamfleet_core.link import Connect, Disconnect, Exchange, Finished, Link, Role, Sleep
+from streamfleet_core.procedure import TRIAL
 from streamfleet_core.state import Delivery
 from streamfleet_core.submission import Submission
 from streamfleet_core.wire import Task, encode_task
@@ -30,6 +31,12 @@ Denial = Callable[[Command], str | None]
 
 def word(argument: object) -> str:
     return argument.decode() if isinstance(argument, bytes) else str(argument)
+
+
+def without_trial(commands: list[Command]) -> list[Command]:
+    """The commands but for the transaction that holds nothing, by which a connection is tried."""
+    at = next((at for at in range(len(commands)) if tuple(commands[at : at + len(TRIAL)]) == TRIAL), len(commands))
+    return [*commands[:at], *commands[at + len(TRIAL) :]]
 
 
 class Flight:
@@ -49,7 +56,8 @@ class Flight:
 
     @property
     def names(self) -> list[str]:
-        return [word(command[0]) for command in self.commands]
+        """Without a trial's."""
+        return [word(command[0]) for command in without_trial(self.commands)]
 
     @property
     def executed(self) -> bool:
@@ -338,6 +346,11 @@ class World:
         self.actors: list[Actor] = []
         self.admin = self.server.session()
         self._unique = 0
+
+    @staticmethod
+    def transacts(commands: list[Command]) -> bool:
+        """Is there a transaction in it that may do something?"""
+        return ("MULTI",) in without_trial(commands)
 
     def server_ms(self) -> int:
         return WALL_MS + int(self.now * 1000)

@@ -610,6 +610,22 @@ def test_a_batch_that_is_refused_for_good_is_told(world, line, told):
     assert len(world.stream()) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "code"), [("MULTI", "NOPERM"), ("EXEC", "EXECABORT Transaction discarded because of: NOPERM")]
+)
+def test_without_the_right_to_a_transaction_no_task_is_written(world, name, code):
+    """Its commands would be done one by one, and again when the right is there."""
+    world.refuse(f"{code} User app has no permissions to run the '{name.lower()}' command", name)
+    client = world.client()
+    submission = client.enqueue(b"x")
+    world.advance(1)
+    assert isinstance(client.machine.refusal, PermissionMissing)
+    assert f"ACL SETUSER app +{name.lower()}" in str(client.machine.refusal)
+    assert submission.status is not Status.ACCEPTED
+    assert world.stream() == []
+    assert batches(client) == []
+
+
 @pytest.mark.parametrize("name", ["XADD", "HINCRBY", "XGROUP"])
 def test_a_right_that_is_missing_is_told_with_its_command(world, name):
     client = world.client()

@@ -24,8 +24,11 @@ def world(world):
     return world
 
 
+NO_TRANSACTION = [("MULTI", "NOPERM"), ("EXEC", "EXECABORT Transaction discarded because of: NOPERM")]
+
+
 def transactions(worker):
-    return [exchange for exchange in worker.settle.sent if exchange[0] == ("MULTI",)]
+    return [exchange for exchange in worker.settle.sent if worker.world.transacts(exchange)]
 
 
 def commands(exchange, name):
@@ -1245,3 +1248,17 @@ def test_a_worker_without_a_server_gives_up_after_its_drain_and_a_lease(world):
     assert worker.ended
     assert worker.machine.time.gave_up
     assert "1 entries neither settled" in worker.events(EventKind.RELEASED)[-1].text
+
+
+@pytest.mark.parametrize(("name", "code"), NO_TRANSACTION)
+def test_without_the_right_to_a_transaction_nothing_is_settled(world, name, code):
+    """Its commands would be done one by one, whoever has the entry meanwhile."""
+    worker = world.worker(start=False)
+    worker.control.frozen = True  # which would notice, too
+    world.refuse(f"{code} User app has no permissions to run the '{name.lower()}' command", name)
+    world.enqueue("t")
+    world.pump()
+    assert isinstance(worker.machine.refusal, PermissionMissing)
+    assert f"ACL SETUSER app +{name.lower()}" in str(worker.machine.refusal)
+    assert transactions(worker) == []
+    assert len(world.stream()) == 1

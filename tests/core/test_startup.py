@@ -1,7 +1,7 @@
 import pytest
 
 from streamfleet_core.connection import ServerError
-from streamfleet_core.errors import UnsupportedServer, WrongKeyType
+from streamfleet_core.errors import PermissionMissing, UnsupportedServer, WrongKeyType
 from streamfleet_core.events import EventKind
 from streamfleet_core.features import REQUIRED, Feature, parse, query
 from streamfleet_core.keys import queue_keys
@@ -83,6 +83,16 @@ def test_without_a_clock_the_local_one_serves(world):
 def test_a_type_that_may_not_be_asked_for_is_taken_to_be_right(world):
     _, refusal = run(world, TYPE=ServerError("NOPERM no"))
     assert refusal is None
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("MULTI", "NOPERM"), ("EXEC", "EXECABORT Transaction discarded because of: NOPERM")]
+)
+def test_without_the_right_to_a_transaction_there_is_no_work(world, name, code):
+    line = f"{code} User app has no permissions to run the '{name.lower()}' command"
+    _, refusal = run(world, **{name: ServerError(line)})
+    assert isinstance(refusal, PermissionMissing)
+    assert f"ACL SETUSER app +{name.lower()}" in str(refusal)
 
 
 def rows(*missing):

@@ -86,7 +86,7 @@ class Fleet(RuleBasedStateMachine):
 
     def about_to_send(self, worker, wire, exchange):
         commands = exchange.commands
-        if wire.link.role is not Role.SETTLE or ("MULTI",) not in commands:
+        if wire.link.role is not Role.SETTLE or not self.world.transacts(commands):
             return
         assert wire.watching, "no MULTI before the reply to its WATCH"
         queue = worker.machine.queues["q"]

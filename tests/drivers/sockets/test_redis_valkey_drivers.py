@@ -12,10 +12,12 @@ import trio
 import valkey
 
 import streamfleet.extras
+import streamfleet.sync
 from streamfleet.redis import RedisDriver
 from streamfleet.valkey import ValkeyDriver
 from streamfleet_core.connection import AsyncDriver, Driver
-from streamfleet_core.errors import InvalidURL, MissingExtra, NotSent, UsageError, WrongDriver
+from streamfleet_core.errors import InvalidURL, MissingExtra, NotSent, PermissionMissing, UsageError, WrongDriver
+from streamfleet_core.keys import GROUP, queue_keys
 
 BOTH = pytest.mark.parametrize("driver_class", [RedisDriver, ValkeyDriver])
 
@@ -76,6 +78,40 @@ class TestCredentialProvider:
     def test_not_together_with_a_password(self, driver_class):
         with pytest.raises(UsageError, match="not both"):
             driver_class("redis://:secret@localhost", credential_provider=Rotating())
+
+
+@pytest.fixture(params=["multi", "exec"])
+def limited(server, request):
+    """The URL of a user who may do all but this, what is missing, and a way to ask the server."""
+    connection = RedisDriver(server.url).connect(5)
+
+    def ask(*command):
+        return connection.exchange([command], 5)[0]
+
+    ask("FLUSHALL")
+    ask("ACL", "SETUSER", "clerk", "on", ">pw", "~*", "+@all", f"-{request.param}")
+    yield server.url.replace("://", "://clerk:pw@"), request.param, ask
+    ask("ACL", "DELUSER", "clerk")
+    connection.close()
+
+
+class TestWithoutTransactions:
+    def test_a_client_writes_no_task(self, limited):
+        url, missing, ask = limited
+        client = streamfleet.sync.Client(RedisDriver(url), ["mail"])
+        client.enqueue("mail", "x")
+        with pytest.raises(PermissionMissing, match=rf"clerk.*may not run {missing.upper()};.*\+{missing}"):
+            client.flush(20)
+        assert client.close() == 1
+        assert ask("EXISTS", queue_keys("mail").stream) == 0
+
+    def test_a_worker_settles_nothing(self, limited):
+        url, missing, ask = limited
+        ask("XGROUP", "CREATE", queue_keys("mail").stream, GROUP, "0", "MKSTREAM")
+        worker = streamfleet.sync.Worker(RedisDriver(url))
+        worker.handler("mail")(print)
+        with pytest.raises(PermissionMissing, match=rf"clerk.*may not run {missing.upper()};.*\+{missing}"):
+            worker.run()
 
 
 @BOTH
