@@ -27,6 +27,23 @@ from streamfleet_core.wire import Task, encode_task
 WALL_MS = 1_700_000_000_000
 NEVER = float("inf")
 Denial = Callable[[Command], str | None]
+OPTIONS = frozenset(
+    [
+        "BLOCK",
+        "COUNT",
+        "CREATE",
+        "DELCONSUMER",
+        "FORCE",
+        "GROUP",
+        "IDLE",
+        "JUSTID",
+        "MKSTREAM",
+        "RETRYCOUNT",
+        "STREAMS",
+        "WITHSCORES",
+    ]
+)
+"""Words of the protocol inside commands; all others that are not names or values of ours stand alone."""
 
 
 def word(argument: object) -> str:
@@ -37,6 +54,12 @@ def without_trial(commands: list[Command]) -> list[Command]:
     """The commands but for the transaction that holds nothing, by which a connection is tried."""
     at = next((at for at in range(len(commands)) if tuple(commands[at : at + len(TRIAL)]) == TRIAL), len(commands))
     return [*commands[:at], *commands[at + len(TRIAL) :]]
+
+
+def in_capitals(command: Command) -> bool:
+    """Are the command's name and its options written so? Servers do not mind; whoever compares them does."""
+    options = (argument for argument in command[1:] if isinstance(argument, str) and argument.upper() in OPTIONS)
+    return word(command[0]).isupper() and all(option.isupper() for option in options)
 
 
 class Flight:
@@ -122,8 +145,7 @@ class Wire:
             assert self.session is not None
             if self.on_send is not None:
                 self.on_send(action)
-            # Servers do not mind; whoever compares names, in a shell or a driver, does.
-            assert all(word(command[0]).isupper() for command in action.commands), action.commands
+            assert all(map(in_capitals, action.commands)), action.commands
             self.sent.append(action.commands)
             self.flight = Flight(world, self.session, action)
             if self._hold_at in self.flight.names:
@@ -251,7 +273,9 @@ class Actor:
         return any(moved)
 
     def events(self, kind: EventKind) -> list[Event]:
-        return [event for event in self.machine.events if event.kind is kind]
+        found = [event for event in self.machine.events if event.kind is kind]
+        assert all(isinstance(event.text, str) and event.text for event in found), "an event that says nothing"
+        return found
 
     def suspend(self) -> None:
         for wire in self.wires:

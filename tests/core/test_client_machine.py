@@ -2,7 +2,8 @@ import gc
 
 import pytest
 
-from streamfleet_core.client import MAX_TEMPLATES
+from streamfleet_core.client import MAX_TEMPLATES, PLAIN, Options
+from streamfleet_core.config import MAX_DELAY
 from streamfleet_core.errors import BufferFull, Closed, InvalidQueueName, InvalidTask, PermissionMissing
 from streamfleet_core.events import EventKind
 from streamfleet_core.ids import is_uuid, timestamp_ms
@@ -259,3 +260,94 @@ def test_a_scheduled_task_on_its_way_is_cancelled_by_asking(world):
     assert submission.cancelling
     world.pump()
     assert submission.status is Status.CANCELLED
+
+
+@pytest.mark.parametrize("name", ["delay", "at", "expires_at"])
+def test_a_time_may_be_zero(world, name):
+    submission = world.client().enqueue(b"x", **{name: 0})
+    assert submission.status is (Status.EXPIRED if name == "expires_at" else Status.BUFFERED)
+    assert not submission.scheduled
+
+
+def test_a_time_is_named_with_what_was_given_for_it():
+    with pytest.raises(InvalidTask, match=r"^delay must be a number of seconds, got str: '1'$"):
+        Options(delay="1")
+
+
+@pytest.mark.parametrize("how", [{"delay": MAX_DELAY}, {"at": 1e12}, {"expires_in": -MAX_DELAY}])
+def test_times_have_bounds_which_they_may_reach(how):
+    ((name, value),) = how.items()
+    assert getattr(Options(**how), name) == value
+    with pytest.raises(InvalidTask, match=name):
+        Options(**{name: value * 1.001})
+
+
+def test_an_expiry_is_written_as_it_was_given(world):
+    client = world.client()
+    assert decoded(client.enqueue(b"x", expires_at=4_000_000_000.5)).expires_ms == 4_000_000_000_500
+    assert Options(expires_in=-5).expires_ms(0) == Options(expires_at=0).expires_ms(0) == 1, "0 would be none"
+    assert PLAIN.expires_ms(5) == 0
+
+
+def test_expired_and_refused_tasks_are_told_and_counted(world):
+    world.call("SET", queue_keys("q").stream, "mine")
+    client = world.client()
+    expired = [client.enqueue(b"x", expires_in=-1) for _ in range(2)]
+    refused = [client.enqueue(b"x") for _ in range(2)]
+    world.pump()
+    machine = client.machine
+    assert (machine.counts["expired"], machine.counts["refused"]) == (2, 2)
+    events = client.events(EventKind.EXPIRED_LOCALLY) + client.events(EventKind.NOT_ACCEPTED)
+    assert [event.data for event in events] == [{"task": s.id, "queue": "q"} for s in expired + refused]
+    assert events[0].text == f"task {expired[0].id} expired before it was sent"
+    assert events[2].text == f"task {refused[0].id} for queue 'q' was not accepted: {refused[0].error}"
+
+
+def test_a_task_that_will_run_at_once_is_not_looked_for_in_the_schedule(world):
+    client = world.client()
+    submission = client.enqueue()
+    world.pump()
+    sent = len(client.publish.sent)
+    client.machine.cancel(submission)
+    world.pump()
+    assert len(client.publish.sent) == sent
+
+
+def test_who_waits_for_a_lost_task_that_is_too_old_to_be_sent_again_is_told(world):
+    slots = {"q": 0, "r": 0, "elsewhere": 1}
+    client = world.client(*slots, slot_of=lambda keys: slots[keys.queue], keep_seconds=5.0)
+    safe = client.enqueue(tracked=True)
+    world.pump()
+    snapshot = world.server.snapshot()
+    others = [client.enqueue(b"x", "elsewhere", tracked=True) for _ in range(2)]
+    world.pump()
+    done, old = (client.enqueue(tracked=True) for _ in range(2))
+    world.pump()
+    client.machine.resolve(done, Status.COMPLETED)
+    world.advance(60)
+    kept = client.enqueue(tracked=True)
+    world.pump()
+    for wire in client.wires:
+        wire.frozen = wire.link.slot == 1
+    world.server.restore(snapshot)
+    world.admin = world.server.session()
+    for wire in client.wires:
+        wire.lose()
+    world.advance(2)
+    assert old.status is Status.UNKNOWN
+    assert old.error == "the server has lost it, and it was accepted too long ago to be sent again"
+    assert done.status is Status.COMPLETED
+    assert {s.status for s in (safe, kept, *others)} == {Status.ACCEPTED}
+
+
+def test_what_is_buffered_is_told_only_where_something_is(world):
+    client = world.client()
+    client.enqueue()
+    world.pump()
+    client.publish.lose()
+    world.available = False
+    world.advance(1)
+    world.available = True
+    world.advance(5)
+    (event,) = client.events(EventKind.RECONNECTED)
+    assert event.text == f"connected again after {event.data['seconds']:.1f} s"
