@@ -14,7 +14,7 @@ from streamfleet_core.connection import Command, Reply, ServerError, ServerIdent
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import GROUP
 from streamfleet_core.link import FOREVER, Exchange, Link
-from streamfleet_core.replies import ErrorKind, PendingEntry, classify, parse_pending, parse_read
+from streamfleet_core.replies import ErrorKind, PendingEntry, abort_cause, classify, parse_pending, parse_read
 from streamfleet_core.safeguards import Fence
 from streamfleet_core.state import RELEASED_IDLE_MS, QueueState
 
@@ -256,7 +256,8 @@ class Reader:
         for number, queue in enumerate(self._queues):
             *queued, result = replies[stride * number : stride * (number + 1)]
             if isinstance(result, ServerError):
-                aborted = next((reply for reply in queued if isinstance(reply, ServerError)), result)
+                cause = abort_cause(result) or result
+                aborted = next((reply for reply in queued if isinstance(reply, ServerError)), cause)
                 self._heal = True
                 self.link.trouble(aborted, ("XGROUP", "CREATE", queue.keys.stream), self._sent_at)
                 return

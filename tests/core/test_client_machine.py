@@ -41,6 +41,7 @@ def test_options_are_written_into_the_task(world):
         extra={"trace": "abc"},
     )
     task = decoded(submission)
+    assert submission.tracked
     assert (task.max_retries, task.retry_delay_ms, task.notify) == (-1, 7000, True)
     assert task.expires_ms == world.server_ms() + 10_000
     assert task.extra[b"trace"] == b"abc"
@@ -78,7 +79,8 @@ def test_payloads_of_other_types_are_refused(world, data):
 def test_a_payload_has_a_bound_which_is_named(world):
     client = world.client(max_payload=1000)
     client.enqueue(b"x" * 1000)
-    with pytest.raises(InvalidTask, match="1,001 bytes exceeds the limit of 1,000"):
+    advice = "store it elsewhere and send a reference, or raise the client's max_payload"
+    with pytest.raises(InvalidTask, match=f"1,001 bytes exceeds the limit of 1,000 bytes: {advice}"):
         client.enqueue(b"x" * 1001)
 
 
@@ -146,7 +148,7 @@ def test_a_task_that_is_on_its_way_cannot_be_cancelled(world):
 def test_nothing_is_taken_after_close(world):
     client = world.client()
     client.close()
-    with pytest.raises(Closed):
+    with pytest.raises(Closed, match="^this client has been closed; create another one$"):
         client.enqueue()
 
 
@@ -287,6 +289,37 @@ def test_an_expiry_is_written_as_it_was_given(world):
     assert decoded(client.enqueue(b"x", expires_at=4_000_000_000.5)).expires_ms == 4_000_000_000_500
     assert Options(expires_in=-5).expires_ms(0) == Options(expires_at=0).expires_ms(0) == 1, "0 would be none"
     assert PLAIN.expires_ms(5) == 0
+
+
+def test_a_task_that_expires_now_has_expired(world):
+    assert world.client().enqueue(b"x", expires_at=world.server_ms() / 1000).status is Status.EXPIRED
+
+
+def test_a_task_whose_time_passes_in_the_buffer_is_not_sent(world):
+    world.available = False
+    client = world.client()
+    submission = client.enqueue(b"x", expires_at=world.server_ms() / 1000 + 1)
+    world.advance(2)
+    world.available = True
+    world.advance(2)
+    assert submission.status is Status.EXPIRED
+
+
+def test_a_task_is_untracked_and_an_end_waits_for_what_is_buffered_unless_told_otherwise(world):
+    client = world.client()
+    submission = client.machine.enqueue("q", b"x", world.now)
+    assert not submission.tracked
+    client.machine.close(world.now)
+    world.pump()
+    assert submission.status is Status.ACCEPTED
+
+
+def test_events_that_nobody_takes_do_not_pile_up(world):
+    machine = world.client().machine
+    for number in range(10_005):
+        machine.emit(EventKind.NOT_ACCEPTED, str(number))
+    assert len(machine.events) == 10_000
+    assert machine.events[-1].text == "10004"
 
 
 def test_expired_and_refused_tasks_are_told_and_counted(world):

@@ -3,8 +3,9 @@ import pytest
 from streamfleet_core.errors import PermissionMissing, WrongKeyType
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import GROUP, queue_keys
-from streamfleet_core.reading import HISTORY_PAGE, PAGE, id_before
+from streamfleet_core.reading import HISTORY_PAGE, PAGE, READ_MARGIN, id_before
 from streamfleet_core.state import Phase
+from streamfleet_core.wire import Task, encode_task
 
 KEYS = queue_keys("q")
 
@@ -74,6 +75,82 @@ def test_own_pending_entries_come_before_new_ones(world):
     assert rest[3] == b"(" + entry
     assert new[-1] == b">"
     assert worker.machine.counts["received"] == 2
+
+
+@pytest.mark.parametrize(
+    ("entry", "before"),
+    [
+        (b"5-3", b"5-2"),
+        (b"5-1", b"5-0"),
+        (b"50-10", b"50-9"),
+        (b"5-0", b"4-18446744073709551615"),
+        (b"100-0", b"99-18446744073709551615"),
+    ],
+)
+def test_the_id_before_another(entry, before):
+    assert id_before(entry) == before
+
+
+def test_the_server_has_some_seconds_more_than_a_read_waits(world):
+    worker = world.worker(block=2.0)
+    exchange = worker.read.flight.exchange
+    assert exchange.blocking
+    assert exchange.timeout == 2.0 + READ_MARGIN
+
+
+def test_looking_at_history_delivers_only_what_is_not_known(world):
+    """The server counts each entry that it reads to us."""
+    worker = world.worker(concurrency=4)
+    world.enqueue("a")
+    world.pump()
+    worker.read.held = True
+    world.enqueue("b")
+    worker.read.execute()
+    worker.read.lose()
+    worker.read.held = False
+    later = world.enqueue("c")
+    world.call("XREADGROUP", "GROUP", GROUP, worker.machine.consumer, "STREAMS", KEYS.stream, ">")
+    queue = worker.machine.queues["q"]
+    worker.machine.received(queue, [(later, encode_task(Task("c", "q", "c", b"")))], queue.fence, world.now)
+    world.advance(1)
+    assert [delivery.task.id for delivery in worker.deliveries] == ["a", "c", "b"]
+    rows = world.call("XPENDING", KEYS.stream, GROUP, "-", "+", 10)
+    assert [count for _, _, _, count in rows] == [1, 2, 1]
+
+
+def test_what_ends_while_history_is_looked_at_is_not_asked_for(world):
+    worker = world.worker(concurrency=2)
+    world.enqueue("a")
+    world.pump()
+    delivery = worker.take()
+    worker.read.held = True
+    worker.read.lose()
+    worker.read.held = False
+    worker.read.hold_at("XPENDING")
+    worker.read.execute()
+    worker.succeed(delivery)
+    worker.settle.turn()
+    worker.settle.turn()
+    world.pump()
+    before = len(reads(worker))
+    worker.read.release()
+    assert [ids for ids, _ in reads(worker)[before:]] == [(b">",)]
+
+
+def test_what_the_history_brings_needs_no_verification(world):
+    world.call("XGROUP", "CREATE", KEYS.stream, GROUP, "0", "MKSTREAM")
+    world.call("SET", KEYS.fence, "as it was")
+    worker = world.worker()
+    worker.read.held = True
+    world.enqueue()
+    worker.read.execute()
+    worker.read.lose()
+    worker.read.release()
+    world.advance(1)
+    worker.succeed(worker.take())
+    world.pump()
+    assert worker.machine.counts["completed"] == 1
+    assert worker.machine.counts["verified"] == 0
 
 
 def test_history_is_looked_at_page_by_page(world):
@@ -294,6 +371,19 @@ def test_a_server_that_cannot_serve_now_is_asked_again_later(world, line):
     worker.take()
 
 
+def test_a_history_that_cannot_be_looked_at_now_is_looked_at_later(world):
+    world.call("XGROUP", "CREATE", KEYS.stream, GROUP, "0", "MKSTREAM")
+    worker = world.worker(start=False)
+    end = world.refuse("LOADING Redis is loading", "XPENDING")
+    world.advance(2)
+    assert worker.events(EventKind.BACKING_OFF)[0].data["role"] == "read"
+    assert reads(worker) == []
+    end()
+    world.enqueue()
+    world.advance(2)
+    worker.take()
+
+
 @pytest.mark.parametrize("history", [True, False])
 def test_a_right_that_is_missing_stops_the_worker_with_the_command(world, history):
     worker = world.worker(start=not history)
@@ -323,6 +413,36 @@ def test_creating_the_group_is_tried_again_when_the_server_is_full(world):
     end()
     world.advance(2)
     assert worker.machine.counts["healed"] == 1
+    names = [exchange[0][0] for exchange in worker.read.sent]
+    assert names.count("MULTI") > 2
+    assert names == ["XPENDING", *["MULTI"] * names.count("MULTI"), "XPENDING", "XREADGROUP"]
+
+
+def test_what_is_said_of_a_group_only_when_it_is_to_be_created(world):
+    worker = world.worker(start=False)
+    end = world.refuse("EXECABORT Transaction discarded because of: NOREPLICAS too few", "EXEC")
+    world.advance(2)
+    assert worker.machine.refusal is None
+    assert worker.events(EventKind.BACKING_OFF)[0].data["role"] == "read"
+    end()
+    world.refuse("EXECABORT Transaction discarded because of: NOPERM not now", "EXEC")
+    world.advance(6)
+    assert isinstance(worker.machine.refusal, PermissionMissing)
+
+
+def test_the_key_whose_group_may_not_be_created_is_named(world):
+    worker = world.worker(start=False)
+    world.refuse("NOPERM this user has no permissions to access one of the keys", "XGROUP")
+    world.advance(1)
+    assert "the key 'streamfleet:q' that XGROUP uses" in str(worker.machine.refusal)
+
+
+def test_of_several_queues_the_one_whose_group_was_missing_is_told(world):
+    world.call("XGROUP", "CREATE", queue_keys("a").stream, GROUP, "0", "MKSTREAM")
+    worker = world.worker("a", "b")
+    (event,) = worker.events(EventKind.GROUP_HEALED)
+    assert event.data == {"queue": "b"}
+    assert event.text == "b: consumer group created at the beginning of the stream"
 
 
 def test_a_stream_key_of_another_type_is_refused(world):
