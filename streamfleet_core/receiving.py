@@ -168,7 +168,7 @@ class Receiver:
             "COUNT",
             PAGE,
             "BLOCK",
-            int(block * 1000) or 1,
+            int(block * 1000),
             "STREAMS",
             receiver,
             self._cursor,
@@ -211,7 +211,7 @@ class Receiver:
             notice: Notification = decode_notification(fields)
         except Undecodable as problem:
             text = f"notice {entry_id.decode()} cannot be read ({problem}); removed"
-            machine.emit(EventKind.NOT_ACCEPTED, text, entry=entry_id)
+            machine.emit(EventKind.NOT_ACCEPTED, text, entry=entry_id.decode())
             return
         submission = machine.tracked.get(notice.task_id)
         if submission is None:

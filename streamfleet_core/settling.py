@@ -412,7 +412,7 @@ class Settler:
         first = self._pressure.memory is Memory.ENOUGH
         if error.code == "OOM" and self._pressure.rise(now):
             if first:
-                self._machine.emit(EventKind.BACKING_OFF, f"settle: {error.message}")
+                self._machine.emit(EventKind.BACKING_OFF, f"settle: {error.message}", role=self.link.role.value)
         else:
             self.link.trouble(error, command, now)
 

@@ -98,8 +98,9 @@ class Sweeper:
         results = committed(answer, commands, self._control.link)
         if results and results[0] == 1:
             self._machine.counts["collected"] += 1
-            text = f"{queue.keys.queue}: removed what the dead client {client.decode(errors='replace')} left"
-            self._machine.emit(EventKind.CLIENT_COLLECTED, text, client=client)
+            name = client.decode(errors="replace")
+            text = f"{queue.keys.queue}: removed what the dead client {name} left"
+            self._machine.emit(EventKind.CLIENT_COLLECTED, text, queue=queue.keys.queue, client=name)
 
     # ---- entries without an owner -------------------------------------------------------------------
 

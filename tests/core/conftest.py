@@ -27,22 +27,10 @@ from streamfleet_core.wire import Task, encode_task
 WALL_MS = 1_700_000_000_000
 NEVER = float("inf")
 Denial = Callable[[Command], str | None]
-OPTIONS = frozenset(
-    [
-        "BLOCK",
-        "COUNT",
-        "CREATE",
-        "DELCONSUMER",
-        "FORCE",
-        "GROUP",
-        "IDLE",
-        "JUSTID",
-        "MKSTREAM",
-        "RETRYCOUNT",
-        "STREAMS",
-        "WITHSCORES",
-    ]
-)
+OPTIONS = {
+    *("BLOCK", "COUNT", "CREATE", "DELCONSUMER", "FORCE", "GROUP"),
+    *("IDLE", "JUSTID", "MKSTREAM", "RETRYCOUNT", "STREAMS", "WITHSCORES"),
+}
 """Words of the protocol inside commands; all others that are not names or values of ours stand alone."""
 
 

@@ -3,6 +3,7 @@ import pytest
 from streamfleet_core.errors import PermissionMissing
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import queue_keys, receiver_key
+from streamfleet_core.receiving import READ_MARGIN
 from streamfleet_core.submission import Status
 from streamfleet_core.wire import NoticeType, Notification, encode_notification
 
@@ -74,8 +75,18 @@ def test_the_first_terminal_notice_counts(world, client):
     notify(world, client, client.first, NoticeType.COMPLETED)
     world.pump()
     assert client.first.status is Status.FAILED
-    assert client.machine.counts["repeated_notices"] == 1
+    notify(world, client, client.first, NoticeType.COMPLETED)
+    world.pump()
+    assert client.machine.counts["repeated_notices"] == 2
     assert client.machine.counts["notices"] == 1
+
+
+def test_each_notice_is_counted(world, client):
+    for submission in (client.first, client.enqueue(b"second", tracked=True)):
+        world.pump()
+        notify(world, client, submission)
+        world.pump()
+    assert client.machine.counts["notices"] == 2
 
 
 def test_a_notice_for_a_task_that_nobody_holds_is_removed(world, client):
@@ -88,8 +99,40 @@ def test_a_notice_for_a_task_that_nobody_holds_is_removed(world, client):
 def test_a_notice_that_cannot_be_read_is_told_and_removed(world, client):
     world.call("XADD", receiver(client), "*", "a", "b")
     world.advance(6)
-    assert client.events(EventKind.NOT_ACCEPTED)
+    (event,) = client.events(EventKind.NOT_ACCEPTED)
+    assert event.text.startswith(f"notice {event.data['entry']} cannot be read (")
+    assert event.data.keys() == {"entry"}
     assert world.call("XLEN", receiver(client)) == 0
+
+
+def test_a_notice_is_deleted_together_with_a_beat_that_is_due(world, client):
+    client.receive.held = True
+    notify(world, client, client.first)
+    client.receive.execute()
+    world.now += 11
+    client.receive.deliver()
+    client.receive.step()
+    assert client.receive.flight.names == ["XDEL", "ZADD", "XREAD"]
+    client.receive.release()
+    assert world.call("XLEN", receiver(client)) == 0
+
+
+def test_the_server_has_some_seconds_more_than_a_read_waits(world, client):
+    exchange = client.receive.flight.exchange
+    assert exchange.blocking
+    assert exchange.timeout == 5.0 + READ_MARGIN
+    read = exchange.commands[-1]
+    assert read[read.index("BLOCK") + 1] == 5000
+
+
+@pytest.mark.parametrize("heartbeat", [0.5, 3.0, 7.0])
+def test_a_read_ends_in_time_for_the_next_beat(world, heartbeat):
+    client = world.client(heartbeat=heartbeat, block=5.0)
+    client.enqueue(tracked=True)
+    world.advance(60 * heartbeat)
+    beats = [names for exchange in client.receive.sent if "ZADD" in (names := [c[0] for c in exchange])]
+    assert 58 <= len(beats) <= 62
+    assert not any("XGROUP" in names for names in beats), "it is created again only where it is missing"
 
 
 def test_a_notice_may_come_before_the_answer_to_its_task(world, client):
@@ -125,10 +168,17 @@ def test_a_client_that_was_collected_says_so_and_comes_back(world, client):
     world.call("DEL", receiver(client))
     world.advance(16)
     assert client.first.status is Status.UNKNOWN
-    assert "out of contact" in client.first.error
+    assert client.first.error == ("this client was out of contact for so long that its receiver was removed")
     assert client.machine.counts["collected"] == 1
-    assert client.events(EventKind.COLLECTED)[0].data == {"tasks": 1}
+    (event,) = client.events(EventKind.COLLECTED)
+    assert event.data == {"tasks": 1}
+    assert event.text == "this client was taken for dead and its receiver removed; 1 outcomes may be lost"
     assert world.call("EXISTS", receiver(client)) == 1
+    world.advance(60)
+    assert [c[0] for exchange in client.receive.sent for c in exchange].count("XGROUP") == 1
+    world.call("DEL", receiver(client))
+    world.advance(30)
+    assert client.machine.counts["collected"] == 2
     later = client.enqueue(b"later", tracked=True)
     world.pump()
     notify(world, client, later)
@@ -143,6 +193,58 @@ def test_a_notice_that_came_before_the_collection_counts(world, client):
     world.advance(16)
     assert client.first.status is Status.COMPLETED
     assert client.events(EventKind.COLLECTED)[0].data == {"tasks": 0}
+
+
+def test_a_task_on_its_way_may_have_lost_its_notice_too(world, client):
+    submission = client.enqueue(b"quick", tracked=True)
+    client.publish.until("EXEC")
+    client.publish.execute()
+    world.call("DEL", KEYS.receivers, receiver(client))
+    world.advance(21)
+    assert submission.status is client.first.status is Status.UNKNOWN
+    client.publish.release()
+    assert submission.status is Status.UNKNOWN
+    assert client.machine.pending == 0
+
+
+def test_a_collection_is_noticed_although_the_read_behind_the_beat_failed(world, client):
+    world.call("ZREM", KEYS.receivers, client_id(client))
+    client.receive.hold_at("ZADD")
+    end = world.refuse("LOADING the dataset", "XREAD")
+    client.receive.release()
+    assert client.first.status is Status.UNKNOWN
+    end()
+
+
+def test_a_receiver_that_is_missing_when_a_queue_is_met_is_told_though_nobody_waits(world, client):
+    notify(world, client, client.first)
+    world.pump()
+    client.receive.frozen = True
+    world.call("DEL", receiver(client))
+    client.enqueue(b"other", "r", tracked=True)
+    world.pump()
+    assert client.events(EventKind.COLLECTED)[0].data == {"tasks": 0}
+
+
+def test_after_a_loss_nothing_is_said_of_a_receiver_whose_tasks_are_sent_again(world):
+    client = world.client()
+    snapshot = world.server.snapshot()
+    submission = client.enqueue(tracked=True)
+    world.pump()
+    client.receive.frozen = True
+    world.server.restore(snapshot)
+    world.admin = world.server.session()
+    client.publish.lose()
+    world.advance(2)
+    assert submission.status is Status.ACCEPTED
+    assert client.events(EventKind.MARKER_REGRESSED)
+    assert not client.events(EventKind.COLLECTED)
+
+
+def test_a_receiver_that_may_not_be_read_is_named(world, client):
+    world.refuse("NOPERM this user has no permissions to access one of the keys", "XREAD")
+    world.advance(6)
+    assert f"the key '{receiver(client).decode()}' that XREAD uses" in str(client.machine.refusal)
 
 
 def test_a_read_that_the_server_ended_is_sent_again(world, client):

@@ -918,6 +918,7 @@ def test_what_needs_no_memory_goes_first_while_there_is_none(world):
     assert fails.phase is tracked.phase is Phase.SETTLING
     (event,) = worker.events(EventKind.BACKING_OFF)
     assert event.text == f"settle: {FULL}"
+    assert event.data == {"role": "settle"}
     world.advance(3)
     assert worker.machine.refusal is None
     assert settler(worker).deadline() <= world.now + LEAN_PAUSE

@@ -59,9 +59,12 @@ def test_what_a_dead_client_left_is_removed(world):
     marker = queue_keys("q").producer(name)
     assert world.call("EXISTS", marker) == 1, "without it a client that lives after all would send its tasks again"
     assert world.call("PTTL", marker) > 0
-    assert worker.machine.counts["collected"] == 1
     (event,) = worker.events(EventKind.CLIENT_COLLECTED)
-    assert name in event.text
+    assert event.text == f"q: removed what the dead client {name} left"
+    assert event.data == {"queue": "q", "client": name}
+    leave_client(world, "another")
+    world.advance(TIMEOUT + 10)
+    assert worker.machine.counts["collected"] == 2
 
 
 @pytest.mark.parametrize("skew_ms", [-3_600_000, 0, 3_600_000])
@@ -85,6 +88,26 @@ def test_a_client_that_beats_at_the_last_moment_is_kept(world):
     world.advance(60)
     assert exists(world, name) == [1, 1]
     assert worker.machine.counts["collected"] == 0
+
+
+def test_a_client_that_beats_while_it_is_looked_at_is_kept_and_no_watch_is_left(world):
+    name = leave_client(world)
+    worker = sweeper(world)
+    worker.control._hold_at = "ZSCORE"
+    world.advance(TIMEOUT + 10)
+    world.call("ZADD", KEYS.receivers, world.server_ms(), name)
+    worker.control.until("UNWATCH")
+    assert worker.control.flight.commands == [("UNWATCH",)]
+    worker.control.release()
+    assert exists(world, name) == [1, 1]
+
+
+def test_a_right_that_is_missing_to_look_at_a_client_is_told(world):
+    leave_client(world)
+    worker = sweeper(world)
+    world.refuse("NOPERM User app has no permissions to run the 'zscore' command", "ZSCORE")
+    world.advance(TIMEOUT + 10)
+    assert "may not run ZSCORE" in str(worker.machine.refusal)
 
 
 def test_of_a_dead_client_nothing_is_left_although_the_connection_breaks(world):
@@ -115,9 +138,11 @@ def test_a_client_is_known_by_queue(world):
 def test_a_name_of_any_bytes(world):
     name = b"\xff\xfe"
     world.call("ZADD", KEYS.receivers, 1, name)
-    sweeper(world)
+    worker = sweeper(world)
     world.advance(TIMEOUT + 10)
     assert world.call("EXISTS", KEYS.receivers) == 0
+    assert worker.machine.counts["collected"] == 1, "also of one that has no receiver"
+    assert worker.events(EventKind.CLIENT_COLLECTED)[0].data["client"] == "\ufffd\ufffd"
 
 
 # ---- entries without an owner -----------------------------------------------------------------------
@@ -133,9 +158,56 @@ def test_entries_of_a_deleted_consumer_run_after_a_lease(world):
     assert set(world.pending()) == set(ids[:2]), "what was never delivered is left to be delivered"
     assert world.value(KEYS.fence) != fence
     assert worker.machine.counts["adopted"] == 2
-    assert worker.events(EventKind.ORPHANS_RESTORED)
+    (event,) = worker.events(EventKind.ORPHANS_RESTORED)
+    assert event.text == "q: 2 delivered entries had no owner; they will run after one lease"
+    assert event.data == {"queue": "q", "entries": 2}
     world.advance(20)
     assert sorted(d.entry_id for d in worker.deliveries) == ids[:2]
+    world.call("XREADGROUP", "GROUP", GROUP, "victim", "COUNT", 1, "STREAMS", KEYS.stream, ">")
+    world.call("XGROUP", "DELCONSUMER", KEYS.stream, GROUP, "victim")
+    world.advance(5)
+    assert worker.machine.counts["adopted"] == 3
+
+
+def test_entries_that_cannot_be_adopted_are_not_counted(world):
+    world.enqueue()
+    world.call("XREADGROUP", "GROUP", GROUP, "victim", "STREAMS", KEYS.stream, ">")
+    world.call("XGROUP", "DELCONSUMER", KEYS.stream, GROUP, "victim")
+    worker = sweeper(world)
+    world.refuse("LOADING the dataset", "XCLAIM")
+    world.advance(10)
+    assert worker.machine.counts["adopted"] == 0
+    assert not worker.events(EventKind.ORPHANS_RESTORED)
+
+
+@pytest.mark.parametrize("other", ["a-group", "z-group"])
+def test_what_another_group_has_read_says_nothing_of_ours(world, other):
+    world.call("XGROUP", "CREATE", KEYS.stream, other, "0")
+    world.enqueue()
+    world.call("XREADGROUP", "GROUP", other, "reader", "STREAMS", KEYS.stream, ">")
+    sweeper(world)
+    world.advance(10)
+    assert world.pending() == {}
+
+
+def test_entries_are_compared_by_number_and_no_further_than_both_pages_reach(monkeypatch):
+    monkeypatch.setattr(sweeping, "PAGE", 2)
+    groups = [[b"name", GROUP, b"last-delivered-id", b"20-0"]]
+    pending = [[entry, b"w", 0, 1] for entry in (b"7-0", b"9-0")]  # the first has been deleted
+    page = [[entry, []] for entry in (b"9-0", b"10-0")]  # the owner of the second is on the next page
+    assert sweeping._ownerless([groups, pending, page]) == ([], b"(9-0")
+
+
+def test_no_page_is_asked_for_when_all_that_was_delivered_has_been_seen(world):
+    for n in range(sweeping.PAGE + 5):
+        world.enqueue(f"t{n}")
+    world.call("XREADGROUP", "GROUP", GROUP, "owner", "COUNT", 3, "STREAMS", KEYS.stream, ">")
+    worker = sweeper(world)
+    world.advance(40)
+    sent = [command for exchange in worker.control.sent for command in exchange]
+    turns = [command for command in sent if command[0] == "XRANGE" and command[-1] == 1]
+    looks = [command for command in sent if command[:2] == ("XINFO", "GROUPS")]
+    assert 9 <= len(looks) <= len(turns)
 
 
 def test_entries_that_somebody_took_meanwhile_stay_with_them(world):
@@ -161,6 +233,32 @@ def test_of_several_workers_one_in_as_many_looks_each_time(world):
     turns = [c for exchange in worker.control.sent for c in exchange if c[0] == "XRANGE" and c[-1] == 1]
     assert len(turns) >= 95
     assert 2 <= len(looked) <= 30
+
+
+def test_of_ten_workers_one_looks_and_not_two(world):
+    world.enqueue()
+    world.call("XREADGROUP", "GROUP", GROUP, "owner", "STREAMS", KEYS.stream, ">")
+    for n in range(9):
+        world.call("XGROUP", "CREATECONSUMER", KEYS.stream, GROUP, f"peer{n}")
+    worker = sweeper(world)
+    world.advance(5)
+    (controller,) = (lane.controller for lane in worker.machine.lanes.values())
+    queue = worker.machine.queues["q"]
+    assert len(controller.reclaimer.consumers["q"]) == 10
+    worker.machine.random = lambda: 0.11
+    assert not controller.sweeper._is_our_turn(queue)
+    worker.machine.random = lambda: 0.09
+    assert controller.sweeper._is_our_turn(queue)
+
+
+def test_it_sweeps_although_it_could_not_ask_for_consumers_yet(world):
+    world.enqueue()
+    world.refuse("LOADING the dataset", "XINFO")
+    worker = sweeper(world)
+    world.advance(40)
+    names = {command[0] for exchange in worker.control.sent for command in exchange}
+    assert names >= {"ZRANGE", "XRANGE"}
+    assert worker.machine.refusal is None
 
 
 @given(data=st.data(), page=st.integers(1, 4))
