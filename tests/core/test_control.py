@@ -49,6 +49,17 @@ def test_contact_begins_with_the_connection(world):
     assert began < controller(worker).contact_since <= world.now
 
 
+@pytest.mark.parametrize(("beyond", "interrupted"), [(-0.001, False), (0.001, True)])
+def test_a_silence_longer_than_a_poll_and_a_quarter_of_the_lease_interrupts_contact(world, beyond, interrupted):
+    worker = world.worker(lease=8, poll_interval=1.5)
+    began = world.now
+    control = controller(worker)
+    worker.control.hold_at("ZRANGE")
+    world.now = control._last_reply + control.poll + 2.0 + beyond
+    worker.control.deliver()
+    assert control.contact_since == (world.now if interrupted else began)
+
+
 def test_a_chore_ends_with_its_connection_and_begins_anew(world):
     worker = world.worker()
     reader = worker.machine.lanes[0].reader

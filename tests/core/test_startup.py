@@ -66,7 +66,14 @@ def test_an_evicting_server_is_warned_of(world, policy):
 
 @pytest.mark.parametrize(
     "info",
-    [b"maxmemory_policy:noeviction\r\n", b"used_memory:1\r\n", b"", ServerError("NOPERM no"), None],
+    [
+        b"maxmemory_policy:noeviction\r\n",
+        b"\xff\r\nmaxmemory_policy:noeviction\r\n",
+        b"used_memory:1\r\n",
+        b"",
+        ServerError("NOPERM no"),
+        None,
+    ],
 )
 def test_a_server_that_keeps_or_does_not_tell_is_not(world, info):
     worker, refusal = run(world, INFO=info)

@@ -3,7 +3,7 @@ import pytest
 from streamfleet_core.errors import NotAccepted, OutcomeLost, TaskCancelled, TaskExpired, TaskFailed
 from streamfleet_core.keys import queue_keys
 from streamfleet_core.submission import Status, Submission
-from streamfleet_core.wire import Task, encode_task
+from streamfleet_core.wire import Task, decode_task, encode_task
 
 LIVE = {Status.BUFFERED, Status.SENT, Status.ACCEPTED}
 
@@ -20,6 +20,15 @@ def test_it_begins_in_the_buffer():
     assert fresh.failure() is None
     assert fresh.size == len(b"payload")
     assert not fresh.cancelling
+    assert (fresh.error, fresh.result, fresh.expires_ms) == ("", None, 0)
+    assert submission(expires_ms=5).expires_ms == 5
+
+
+def test_an_expiry_at_the_beginning_of_time_is_one():
+    early = submission()
+    early.expires(0)
+    assert early.expires_ms == 1, "0 would be none"
+    assert decode_task(early.fields, "q").expires_ms == 1
 
 
 @pytest.mark.parametrize("status", Status)

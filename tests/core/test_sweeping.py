@@ -123,6 +123,35 @@ def test_of_a_dead_client_nothing_is_left_although_the_connection_breaks(world):
     assert exists(world, name) == [0, 0]
 
 
+def test_all_dead_clients_are_removed_and_remembered_no_longer(world):
+    names = [leave_client(world, f"{{streamfleet:q}}gone{n}") for n in range(4)]
+    worker = sweeper(world)
+    world.advance(TIMEOUT + 10)
+    assert [exists(world, name) for name in names] == [[0, 0]] * 4
+    assert worker.machine.counts["collected"] == 4
+    assert worker.machine.lanes[0].controller.sweeper._scores == {}
+
+
+def refuse_clients_of(world, queue, line):
+    receivers = queue_keys(queue).receivers
+    world.denials.append(lambda command: line if command[:2] == ("ZRANGE", receivers) else None)
+
+
+def test_clients_of_a_queue_that_cannot_be_asked_do_not_hide_those_of_the_next(world):
+    refuse_clients_of(world, "a", "LOADING the dataset")
+    name = leave_client(world, "{streamfleet:b}gone", queue="b")
+    sweeper(world, "a", "b", sweep_interval=40)
+    world.advance(TIMEOUT + 90)
+    assert exists(world, name, "b") == [0, 0]
+
+
+def test_a_set_of_clients_that_may_not_be_read_is_named(world):
+    refuse_clients_of(world, "q", "NOPERM this user has no permissions to access one of the keys")
+    worker = sweeper(world)
+    world.advance(5)
+    assert "streamfleet:q:receivers' that ZRANGE uses" in str(worker.machine.refusal)
+
+
 def test_a_client_is_known_by_queue(world):
     first = leave_client(world, "{streamfleet:q}one")
     world.advance(1)
@@ -253,9 +282,12 @@ def test_of_ten_workers_one_looks_and_not_two(world):
 
 def test_it_sweeps_although_it_could_not_ask_for_consumers_yet(world):
     world.enqueue()
-    world.refuse("LOADING the dataset", "XINFO")
     worker = sweeper(world)
+    reclaimer = worker.machine.lanes[0].controller.reclaimer
+    reclaimer.consumers.clear()  # as after a first look whose reply was lost
+    reclaimer.next_at = world.now + 60
     world.advance(40)
+    assert reclaimer.consumers == {}
     names = {command[0] for exchange in worker.control.sent for command in exchange}
     assert names >= {"ZRANGE", "XRANGE"}
     assert worker.machine.refusal is None
@@ -360,5 +392,6 @@ def test_rows_that_are_no_clients_are_passed_over(world):
     worker = sweeper(world)
     sweeper_of = worker.machine.lanes[0].controller.sweeper
     queue = worker.machine.queues["q"]
-    assert sweeper_of._silent(queue, [None, b"1", b"c", 2], world.now) == []
+    assert sweeper_of._silent(queue, [None, b"1", b"c", 2, b"d", b"3"], world.now) == []
+    assert list(sweeper_of._scores) == [("q", b"d")]
     assert sweeper_of._silent(queue, None, world.now) == []
