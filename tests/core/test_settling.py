@@ -1062,6 +1062,31 @@ def test_an_error_while_ending_entries_one_by_one(world):
     assert task.phase is Phase.SETTLED
 
 
+def test_a_server_that_takes_nothing_at_all_is_not_asked_without_a_pause(world):
+    worker = world.worker()
+    (task,) = start(world, worker)
+    end = world.refuse(FULL, "XACK", "XDEL", "XCLAIM")
+    worker.succeed(task)
+    world.advance(3)
+    assert task.phase is Phase.SETTLING
+    assert worker.events(EventKind.BACKING_OFF)[-1].text == f"settle: {FULL}"
+    assert len(worker.settle.sent) < 200
+    end()
+    world.advance(5)
+    assert task.phase is Phase.SETTLED
+
+
+def test_without_memory_an_acknowledgement_that_fails_is_repeated(world):
+    worker = world.worker()
+    (task,) = start(world, worker)
+    full_for_transactions(world)
+    world.refuse("LOADING the dataset", "XACK", times=1)
+    worker.succeed(task)
+    world.advance(3)
+    assert task.phase is Phase.SETTLED
+    assert world.pending() == {}
+
+
 def test_a_full_server_of_old_lets_a_worker_leave(world):
     worker = world.worker(concurrency=2)
     world.enqueue("a")
@@ -1073,6 +1098,8 @@ def test_a_full_server_of_old_lets_a_worker_leave(world):
     assert worker.ended
     assert worker.machine.counts["released"] == 2
     assert len(world.stream()) == 2
+    rows = world.call("XPENDING", KEYS.stream, GROUP, "-", "+", 10)
+    assert [count for _, _, _, count in rows] == [0, 0], "neither was delivered to a handler"
 
 
 # ---- leaving ----------------------------------------------------------------------------------------
@@ -1195,6 +1222,9 @@ def test_more_left_behind_than_one_page(world):
     idle = [row[2] for row in world.call("XPENDING", KEYS.stream, GROUP, "-", "+", 2 * count)]
     assert len(idle) == count
     assert min(idle) >= RELEASED_IDLE_MS
+    last = worker.settle.sent[-1]
+    assert last[0][:4] == ("XCLAIM", KEYS.stream, GROUP, worker.machine.consumer)
+    assert len([part for part in last[0] if isinstance(part, bytes)]) == 3 + 3, "each entry once"
 
 
 def test_a_consumer_without_entries_is_removed(world):
@@ -1205,11 +1235,37 @@ def test_a_consumer_without_entries_is_removed(world):
     assert world.call("XINFO", "CONSUMERS", KEYS.stream, GROUP) == []
 
 
-def test_a_farewell_that_fails_is_no_reason_to_stay(world):
+@pytest.mark.parametrize("name", ["XPENDING", "XGROUP", "EXEC"])
+def test_a_farewell_that_fails_is_no_reason_to_stay(world, name):
     worker = world.worker()
-    world.refuse("NOPERM no", "XPENDING")
+    world.refuse("NOPERM no", name)
     worker.stop()
     world.pump()
+    assert worker.ended
+
+
+def consumers(world, queue):
+    return [row[1] for row in world.call("XINFO", "CONSUMERS", queue_keys(queue).stream, GROUP)]
+
+
+def test_a_consumer_stays_when_its_entries_could_not_be_asked_for(world):
+    worker = world.worker("a", "b")
+    world.refuse("LOADING the dataset", "XPENDING", times=1)
+    worker.stop()
+    world.pump()
+    assert worker.ended
+    assert consumers(world, "a") == [worker.machine.consumer]
+    assert consumers(world, "b") == [], "its queue was asked for all the same"
+
+
+def test_a_group_that_goes_while_its_worker_leaves(world):
+    worker = world.worker()
+    worker.settle._hold_at = "XGROUP"
+    worker.stop()
+    world.pump()
+    assert worker.settle.held
+    world.call("XGROUP", "DESTROY", KEYS.stream, GROUP)
+    worker.settle.release()
     assert worker.ended
 
 
