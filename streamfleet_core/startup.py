@@ -49,7 +49,7 @@ def check_server(machine: WorkerMachine, link: Link, queues: list[QueueState]) -
     for (key, expected, purpose), reply in zip(keys, found_types, strict=True):
         found = reply.decode() if isinstance(reply, bytes) else "none"
         if found not in (expected, "none"):
-            name = key.decode(errors="backslashreplace")
+            name = key.decode()
             link.refuse(
                 WrongKeyType(
                     f"key {name!r} ({purpose}) holds a {found}, but must be a {expected}: "

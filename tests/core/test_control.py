@@ -98,6 +98,21 @@ def test_it_finishes_with_the_worker_after_the_chore_at_work(world):
     assert not controller(worker).wanted()
 
 
+def test_a_chore_that_is_not_answered_does_not_hold_a_worker_that_has_given_up(world):
+    worker = world.worker(lease=4)
+    worker.control.hold_at("XINFO")
+    world.enqueue()
+    world.pump()
+    worker.take()
+    worker.settle.frozen = True
+    worker.stop(drain=1)
+    world.advance(4.9)
+    assert not controller(worker).finished()
+    world.advance(0.2)
+    assert worker.machine.time.gave_up
+    assert controller(worker).finished()
+
+
 def test_no_chore_is_begun_once_the_worker_stops(world):
     worker = world.worker()
     sent = len(worker.control.sent)

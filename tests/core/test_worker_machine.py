@@ -315,6 +315,15 @@ def test_handlers_are_told_to_stop_before_others_take_their_tasks_over(world):
     assert worker.machine.counts["completed"] == 1
 
 
+def test_the_link_that_keeps_the_time_needs_no_connection(world):
+    worker = world.worker()
+    world.advance(10)
+    time = worker.wire(Role.TIME)
+    assert time.session is None
+    assert time.sent == []
+    assert time.wake_at > world.now
+
+
 def test_handlers_of_entries_that_have_waited_are_told_in_time_too(world):
     """A lease that is nearly over when the handler begins ends before all handlers are looked at again."""
     worker = world.worker(lease=10)
