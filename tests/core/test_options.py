@@ -47,7 +47,7 @@ def test_times_are_passed_on():
 
 @pytest.mark.parametrize("given", [{"max_retries": 4}, {"retry_delay": 1.0}, {"max_retries": 3.0}])
 def test_a_policy_and_its_parts_contradict_each_other(given):
-    with pytest.raises(InvalidTask, match="not both"):
+    with pytest.raises(InvalidTask, match="^give retry, or max_retries and retry_delay, not both$"):
         options(retry=RetryPolicy(), **given)
 
 
@@ -61,10 +61,10 @@ def test_a_policy_and_its_parts_contradict_each_other(given):
         ({"max_retries": 2**31}, "max_retries"),
         ({"retry_delay": -0.1}, "retry_delay must be zero or more"),
         ({"retry_delay": float("nan")}, "retry_delay must be zero or more"),
-        ({"retry_delay": "1"}, "retry_delay must be a number"),
+        ({"retry_delay": "1"}, "retry_delay must be a number of seconds, got str: '1'"),
         ({"retry_delay": True}, "retry_delay must be a number"),
         ({"retry_delay": [1]}, "retry_delay must be a number"),
-        ({"retry": 3}, "retry must be a RetryPolicy"),
+        ({"retry": 3}, "retry must be a RetryPolicy, got int$"),
         ({"delay": -1}, "delay"),
         ({"delay": "soon"}, "delay must be a number"),
         ({"delay": True}, "delay must be a number"),
@@ -81,6 +81,10 @@ def test_a_policy_and_its_parts_contradict_each_other(given):
 def test_what_cannot_be_meant_is_refused_by_name(given, said):
     with pytest.raises(InvalidTask, match=said):
         options(**given)
+
+
+def test_a_retry_may_come_at_once():
+    assert options(retry_delay=0).retry.delay == 0
 
 
 def test_an_expiry_in_the_past_is_allowed():
