@@ -43,6 +43,53 @@ def test_the_bounds_themselves_are_allowed():
         WorkerConfig(lease=86_401)
 
 
+CLIENT_COUNTS = ("max_payload", "buffer_tasks", "buffer_bytes", "batch_tasks", "batch_bytes")
+HALF_A_GIGABYTE = 512 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "least", "largest"),
+    [
+        (WorkerConfig, "concurrency", 1, 10_000),
+        (WorkerConfig, "max_deliveries", 1, 1_000_000),
+        (WorkerConfig, "max_prefetch", 1, 100_000),
+        *((ClientConfig, name, 1, HALF_A_GIGABYTE) for name in CLIENT_COUNTS),
+        (ClientConfig, "keep_tasks", 0, 10_000_000),
+    ],
+)
+def test_counts_reach_from_bound_to_bound(kind, name, least, largest):
+    for value in (least, largest):
+        assert getattr(kind(**{name: value}), name) == value
+    owner = "worker" if kind is WorkerConfig else "client"
+    for value in (least - 1, largest + 1):
+        with pytest.raises(UsageError) as caught:
+            kind(**{name: value})
+        said = f"{owner}: {name} must be a whole number from {least} to {largest:,}, got {value}"
+        assert str(caught.value) == said
+
+
+DAY_AT_MOST = ("lease", "scan_interval", "poll_interval", "sweep_interval", "block")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "bounds"),
+    [
+        *((WorkerConfig, name, "more than zero and at most 86400") for name in DAY_AT_MOST),
+        *((WorkerConfig, name, "more than zero") for name in ("client_timeout", "consumer_timeout")),
+        *((WorkerConfig, name, "zero or more") for name in ("drain", "prefetch_horizon")),
+        *((ClientConfig, name, "more than zero") for name in ("heartbeat", "block", "marker_ttl")),
+        (ClientConfig, "keep_seconds", "zero or more"),
+    ],
+)
+def test_what_times_may_be_is_told(kind, name, bounds):
+    with pytest.raises(UsageError) as caught:
+        kind(**{name: -1.5})
+    owner = "worker" if kind is WorkerConfig else "client"
+    assert str(caught.value) == f"{owner}: {name} must be {bounds}, got -1.5"
+    longest = 86_400 if "86400" in bounds else 1e12
+    assert getattr(kind(**{name: longest}), name) == longest
+
+
 def test_settings_do_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         WorkerConfig().lease = 3

@@ -131,6 +131,7 @@ def test_keys_of_a_plain_name():
     ("name", "prefix"),
     [
         ("a{b}c", b"{b}17:streamfleet:a{b}c"),
+        ("a{eu}b", b"{eu}18:streamfleet:a{eu}b"),
         ("a{b", b"{streamfleet:a{b}"),
         ("a}b", b"{19049}15:streamfleet:a}b"),
         ("{}", b"{222f}14:streamfleet:{}"),
@@ -180,12 +181,12 @@ def test_two_queues_never_share_a_key(first, suffix, second):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("", "empty"),
+        ("", "^a queue's name must not be empty$"),
         ("receiver:x", "receiver:"),
         ("mail:receivers", ":receivers"),
         ("a\0b", "NUL"),
         ("a\ud800", "surrogate at index 1"),
-        ("x" * (MAX_QUEUE_NAME + 1), f"{MAX_QUEUE_NAME + 1} bytes"),
+        ("x" * (MAX_QUEUE_NAME + 1), f"queue name '{40 * 'x'}'… has {MAX_QUEUE_NAME + 1} bytes"),
         ("é" * (MAX_QUEUE_NAME // 2 + 1), f"{MAX_QUEUE_NAME + 2} bytes"),
         (b"mail", "must be a str, got bytes: b'mail'"),
         (None, "NoneType"),

@@ -339,3 +339,23 @@ ERROR = ServerError("NOGROUP gone")
 def test_another_shape_is_not_taken_for_an_answer(parse, reply):
     with pytest.raises(UnexpectedReply, match="unexpected reply to"):
         parse(reply)
+
+
+@pytest.mark.parametrize(
+    ("parse", "reply", "said"),
+    [
+        (parse_entries, 7, "XRANGE or XCLAIM: 7"),
+        (parse_entries, [8], "XRANGE or XCLAIM: 8"),
+        (parse_entries, [[b"1-1", 9]], r"XRANGE or XCLAIM: \[b'1-1', 9\]"),
+        (parse_read, 7, "XREADGROUP: 7"),
+        (parse_read, [8], "XREADGROUP: 8"),
+        (parse_pending, 7, "XPENDING: 7"),
+        (parse_pending, [8], "XPENDING: 8"),
+        (parse_flat, [b"name"], r"XINFO: \[b'name'\]"),
+        (parse_flat, [7, b"x"], r"XINFO: \[7, b'x'\]"),
+        (parse_time, 7, "TIME: 7"),
+    ],
+)
+def test_what_was_answered_to_what_is_told(parse, reply, said):
+    with pytest.raises(UnexpectedReply, match=f"^unexpected reply to {said}$"):
+        parse(reply)

@@ -143,6 +143,18 @@ def test_a_server_that_does_not_tell_has_the_baseline(reply):
     assert parse(reply) == ([], frozenset())
 
 
+def test_the_question_names_its_commands_in_lower_case():
+    name, option, *asked = query()
+    assert (name, option) == ("COMMAND", "INFO")
+    assert asked == [known.lower() for known in (*REQUIRED, "XACKDEL", "XNACK")]
+
+
+def test_what_is_no_description_describes_no_command():
+    answer = rows()
+    answer[:3] = [b"xadd", [], ServerError("ERR what")]
+    assert parse(answer)[0] == list(REQUIRED[:3])
+
+
 def test_missing_commands_are_told_apart_from_features():
     assert parse(rows())[0] == []
     assert parse(rows(*REQUIRED)) == (list(REQUIRED), frozenset(Feature))
