@@ -420,6 +420,7 @@ def test_creating_the_group_is_tried_again_when_the_server_is_full(world):
 
 def test_what_is_said_of_a_group_only_when_it_is_to_be_created(world):
     worker = world.worker(start=False)
+    worker.settle.frozen = worker.control.frozen = True  # which try transactions too
     end = world.refuse("EXECABORT Transaction discarded because of: NOREPLICAS too few", "EXEC")
     world.advance(2)
     assert worker.machine.refusal is None

@@ -1222,8 +1222,7 @@ def test_more_left_behind_than_one_page(world):
     idle = [row[2] for row in world.call("XPENDING", KEYS.stream, GROUP, "-", "+", 2 * count)]
     assert len(idle) == count
     assert min(idle) >= RELEASED_IDLE_MS
-    last = worker.settle.sent[-1]
-    assert last[0][:4] == ("XCLAIM", KEYS.stream, GROUP, worker.machine.consumer)
+    last = commands(worker.settle.sent[-1], "XCLAIM") or commands(worker.settle.sent[-2], "XCLAIM")
     assert len([part for part in last[0] if isinstance(part, bytes)]) == 3 + 3, "each entry once"
 
 
