@@ -46,7 +46,7 @@ ENQUEUE = [
         7,
         "A failover loses the last transactions",
         "The marker went back: the kept batches behind it are sent again, in order",
-        (CORE + "test_publishing.py::test_batches_that_the_server_lost_are_sent_again",),
+        (CORE + "test_publishing_losses.py::test_batches_that_the_server_lost_are_sent_again",),
         "The failover itself needs replicas; a truncated file and a restored snapshot lose the same tail.",
     ),
     Row(
@@ -63,7 +63,7 @@ ENQUEUE = [
         11,
         "The server answers, but takes no writes for now",
         "Counts as not applied and is tried again, ever more rarely",
-        (CORE + "test_publishing.py::test_what_may_pass_is_waited_for_and_nothing_is_lost",),
+        (CORE + "test_publishing_refusals.py::test_what_may_pass_is_waited_for_and_nothing_is_lost",),
         "CLUSTERDOWN and TRYAGAIN come from a model: a Cluster is not supported yet.",
     ),
     Row(12, "The local buffer is full", "The caller is told (`BufferFull`); what was accepted before survives"),
@@ -247,7 +247,7 @@ FEATURES = [
         "Only a worker is cut off from the server",
         "Its handlers are told to stop before others may take over",
         (
-            CORE + "test_worker_machine.py::test_handlers_are_told_to_stop_before_others_take_their_tasks_over",
+            CORE + "test_timekeeping.py::test_handlers_are_told_to_stop_before_others_take_their_tasks_over",
             SHELLS + "mirrors/test_handlers.py::"
             "test_a_handler_without_contact_to_the_server_is_cancelled_and_its_task_runs_again",
         ),

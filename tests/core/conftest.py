@@ -306,6 +306,19 @@ class WorkerActor(Actor):
         assert delivery is not None
         return delivery
 
+    def begin(self, **attributes: object) -> Delivery:
+        """A task that a handler works on."""
+        self.world.enqueue(**attributes)
+        self.world.pump()
+        return self.take()
+
+    def start(self, count: int = 1, **attributes: object) -> list[Delivery]:
+        """So many tasks that handlers work on."""
+        for n in range(count):
+            self.world.enqueue(f"t{n}", **attributes)
+        self.world.pump()
+        return [self.take() for _ in range(count)]
+
     def succeed(self, delivery: Delivery, result: bytes | None = None) -> None:
         self.machine.handler_returned(delivery, self.world.now, result)
 
@@ -323,6 +336,14 @@ class ClientActor(Actor):
 
     publish = property(lambda self: self.wire(Role.PUBLISH))
     receive = property(lambda self: self.wire(Role.RECEIVE))
+
+    @property
+    def client_id(self) -> str:
+        """The id that it has in its first slot."""
+        return next(iter(self.machine.lanes.values())).client_id
+
+    def marker(self, queue: str = "q") -> bytes:
+        return queue_keys(queue).producer(self.client_id)
 
     def adopt_links(self) -> list[Wire]:
         """Give the links that are wanted by now a wire each; returns these."""
@@ -437,6 +458,13 @@ class World:
         self.actors.append(actor)
         return actor
 
+    def settled_client(self) -> ClientActor:
+        """A client whose connection stands, and which has sent one task."""
+        client = self.client()
+        client.enqueue(b"first")
+        self.pump()
+        return client
+
     # ---- time ---------------------------------------------------------------------------------------
 
     def pump(self) -> None:
@@ -482,6 +510,14 @@ class World:
         entry_id = self.call("XADD", queue_keys(queue).stream, "*", *encode_task(task))
         assert isinstance(entry_id, bytes)
         return entry_id
+
+    def restore(self, snapshot: object) -> None:
+        """The server loses what it has got since the snapshot, and all connections to it."""
+        self.server.restore(snapshot)
+        self.admin = self.server.session()
+
+    def task_ids(self, queue: str = "q") -> list[str]:
+        return [entry[b"id"].decode() for entry in self.stream(queue)]
 
     def stream(self, queue: str = "q") -> list[dict[bytes, bytes]]:
         return self.entries(queue_keys(queue).stream)

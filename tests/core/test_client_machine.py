@@ -362,8 +362,7 @@ def test_who_waits_for_a_lost_task_that_is_too_old_to_be_sent_again_is_told(worl
     world.pump()
     for wire in client.wires:
         wire.frozen = wire.link.slot == 1
-    world.server.restore(snapshot)
-    world.admin = world.server.session()
+    world.restore(snapshot)
     for wire in client.wires:
         wire.lose()
     world.advance(2)

@@ -193,8 +193,7 @@ def test_a_client_with_nothing_to_send_notices_that_its_last_tasks_are_lost(worl
     client.enqueue(b"x")
     world.pump()
     assert len(world.stream()) == 1
-    world.server.restore(snapshot)
-    world.admin = world.server.session()
+    world.restore(snapshot)
     world.advance(15.0)
     assert [entry[b"data"] for entry in world.stream()] == [b"x"]
     assert client.machine.counts["resent"] == 1
@@ -275,8 +274,7 @@ def test_what_was_taken_before_a_failover_is_not_settled_after_it_without_asking
     world.pump()
     delivery = worker.take()
     world.advance(0.5)
-    world.server.restore(lost_tail)
-    world.admin = world.server.session()
+    world.restore(lost_tail)
     worker.settle.lose()
     getattr(worker, ends)(delivery)
     world.advance(12.0)
@@ -309,8 +307,7 @@ def test_those_who_still_wait_are_served_after_a_loss_of_other_tasks(world):
     world.advance(0.5)
     client.enqueue(b"tail")
     world.pump()
-    world.server.restore(snapshot)
-    world.admin = world.server.session()
+    world.restore(snapshot)
     world.advance(20.0)
     assert client.machine.counts["resent"] == 1
     worker = world.worker()
@@ -378,8 +375,7 @@ def test_a_receiver_that_was_deleted_before_a_loss_of_other_tasks_has_lost_its_n
     snapshot = world.server.snapshot()
     lost = client.enqueue(tracked=True)
     world.pump()
-    world.server.restore(snapshot)
-    world.admin = world.server.session()
+    world.restore(snapshot)
     for wire in client.wires:
         wire.lose()
     world.advance(2.0)

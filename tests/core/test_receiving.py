@@ -235,8 +235,7 @@ def test_after_a_loss_nothing_is_said_of_a_receiver_whose_tasks_are_sent_again(w
     submission = client.enqueue(tracked=True)
     world.pump()
     client.receive.frozen = True
-    world.server.restore(snapshot)
-    world.admin = world.server.session()
+    world.restore(snapshot)
     client.publish.lose()
     world.advance(2)
     assert submission.status is Status.ACCEPTED

@@ -9,7 +9,6 @@ from streamfleet_core.keys import GROUP, queue_keys
 from streamfleet_core.link import Role
 from streamfleet_core.retry import RetryPolicy
 from streamfleet_core.state import Phase, Verdict
-from streamfleet_core.timekeeping import CANCEL_AT
 from streamfleet_core.wire import F_REASON, Task, encode_task
 from streamfleet_core.worker import MAX_ERROR, MAX_TRACEBACK, WorkerMachine
 
@@ -20,12 +19,6 @@ KEYS = queue_keys("q")
 def world(world):
     world.call("XGROUP", "CREATE", KEYS.stream, GROUP, "0", "MKSTREAM")
     return world
-
-
-def begin(world, worker, **attributes):
-    world.enqueue(**attributes)
-    world.pump()
-    return worker.take()
 
 
 # ---- shape ------------------------------------------------------------------------------------------
@@ -133,11 +126,11 @@ def test_an_entry_that_cannot_be_read_becomes_a_dead_letter_as_it_came(world, fi
 def test_handlers_durations_make_the_window(world):
     worker = world.worker(concurrency=2, prefetch_horizon=1.0)
     assert worker.machine.window() == 2
-    task = begin(world, worker)
+    task = worker.begin()
     world.now += 0.105
     worker.succeed(task)
     assert worker.machine.window() == 2 + 19
-    task = begin(world, worker)
+    task = worker.begin()
     world.now += 10
     worker.succeed(task)
     assert worker.machine._mean == pytest.approx(0.105 + (10 - 0.105) * 0.1)
@@ -145,7 +138,7 @@ def test_handlers_durations_make_the_window(world):
 
 def test_a_handler_without_any_duration(world):
     worker = world.worker(concurrency=1, max_prefetch=50)
-    worker.succeed(begin(world, worker))
+    worker.succeed(worker.begin())
     assert worker.machine.window() == 50
 
 
@@ -168,7 +161,7 @@ def test_a_failure_is_retried_after_the_tasks_own_delay(world):
 @pytest.mark.parametrize(("retry_in", "delay_ms"), [(0, 0), (0.25, 250), (60, 60_000)])
 def test_a_handler_may_choose_the_delay(world, retry_in, delay_ms):
     worker = world.worker()
-    delivery = begin(world, worker, retry_delay_ms=5000)
+    delivery = worker.begin(retry_delay_ms=5000)
     worker.fail(delivery, retry_in=retry_in)
     assert delivery.verdict is Verdict.RETRY
     assert delivery.delay_ms == delay_ms
@@ -176,7 +169,7 @@ def test_a_handler_may_choose_the_delay(world, retry_in, delay_ms):
 
 def test_a_handler_may_forbid_retries(world):
     worker = world.worker()
-    delivery = begin(world, worker, max_retries=-1)
+    delivery = worker.begin(max_retries=-1)
     worker.fail(delivery, final=True)
     assert delivery.verdict is Verdict.DEAD
     assert delivery.reason == "not to be retried"
@@ -210,7 +203,7 @@ def test_a_task_may_be_retried_for_ever(world):
 
 def test_errors_and_tracebacks_have_bounds(world):
     worker = world.worker()
-    delivery = begin(world, worker, max_retries=0)
+    delivery = worker.begin(max_retries=0)
     worker.machine.handler_failed(delivery, world.now, "e" * 10_000, "first" + "t" * 20_000 + "last")
     assert len(delivery.error) == MAX_ERROR
     assert len(delivery.traceback) == MAX_TRACEBACK
@@ -219,8 +212,8 @@ def test_errors_and_tracebacks_have_bounds(world):
 
 def test_a_dead_letter_has_a_traceback_where_there_was_one(world):
     worker = world.worker(timeout=3)
-    worker.machine.handler_failed(begin(world, worker, max_retries=0), world.now, "boom")
-    begin(world, worker, task_id="t2", max_retries=0)
+    worker.machine.handler_failed(worker.begin(max_retries=0), world.now, "boom")
+    worker.begin(task_id="t2", max_retries=0)
     world.advance(4)
     failed, slow = world.dead()
     assert failed[b"last_error"] == b"boom"
@@ -230,172 +223,10 @@ def test_a_dead_letter_has_a_traceback_where_there_was_one(world):
 
 def test_text_that_is_not_unicode_can_be_kept(world):
     worker = world.worker()
-    delivery = begin(world, worker, max_retries=0)
+    delivery = worker.begin(max_retries=0)
     worker.fail(delivery, "\udcff")
     world.pump()
     assert world.dead()[0][b"last_error"] == b"\\udcff"
-
-
-# ---- timeouts ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("lease", [10, 60, 600])
-def test_a_handler_that_takes_too_long_is_cancelled_and_its_task_retried(world, lease):
-    worker = world.worker(timeout=3.2, lease=lease)
-    world.advance(100)
-    called = []
-    delivery = begin(world, worker, max_retries=1)
-    delivery.on_cancel = lambda: called.append(delivery.cancelled)
-    world.advance(3.15)
-    assert delivery.phase is Phase.RUNNING
-    world.advance(0.1)
-    assert called == ["timeout"]
-    assert delivery.phase is Phase.SETTLED
-    assert worker.machine.counts["retry"] == 1
-    (event,) = worker.events(EventKind.TIMED_OUT)
-    assert event.text == "q: handler took longer than its timeout of 3.2 s"
-    assert worker.take().task.attempt == 2
-
-
-def test_a_handler_that_comes_back_after_its_timeout_changes_nothing(world):
-    worker = world.worker(timeout=3.0)
-    delivery = begin(world, worker, max_retries=0)
-    world.advance(4)
-    assert len(world.dead()) == 1
-    worker.succeed(delivery)
-    worker.fail(delivery)
-    world.pump()
-    assert worker.machine.counts["late"] == 2
-    assert len(world.dead()) == 1
-    assert worker.machine.running == 0
-    (first, _) = worker.events(EventKind.LATE_RETURN)
-    assert first.text == "handler came back after 4.0 s, too late: timeout"
-    assert first.data["task"] == "t1"
-
-
-def test_a_handler_in_time_has_no_timeout_after_that(world):
-    worker = world.worker(timeout=3.0)
-    worker.succeed(begin(world, worker))
-    world.advance(10)
-    assert worker.machine.counts["completed"] == 1
-    assert not worker.events(EventKind.TIMED_OUT)
-
-
-def test_each_running_task_has_its_own_deadline(world):
-    worker = world.worker(timeout=3.0, concurrency=2)
-    first = begin(world, worker)
-    world.advance(1)
-    second = begin(world, worker, task_id="t2")
-    world.advance(2.1)
-    assert (first.cancelled, second.cancelled) == ("timeout", "")
-    world.advance(1)
-    assert second.cancelled == "timeout"
-
-
-# ---- without contact --------------------------------------------------------------------------------
-
-
-def test_handlers_are_told_to_stop_before_others_take_their_tasks_over(world):
-    worker = world.worker(lease=10)
-    delivery = begin(world, worker)
-    called = []
-    delivery.on_cancel = lambda: called.append(world.now)
-    began = world.now
-    worker.settle.lose()
-    world.available = False
-    world.advance(30)
-    assert len(called) == 1
-    assert 10 * CANCEL_AT <= called[0] - began < 10 + 1.25
-    assert "no contact" in delivery.cancelled
-    assert delivery.phase is Phase.RUNNING, "it may still end in time to be settled"
-    world.available = True
-    world.advance(2)
-    worker.succeed(delivery)
-    world.pump()
-    assert worker.machine.counts["completed"] == 1
-
-
-def test_the_link_that_keeps_the_time_needs_no_connection(world):
-    worker = world.worker()
-    world.advance(10)
-    time = worker.wire(Role.TIME)
-    assert time.session is None
-    assert time.sent == []
-    assert time.wake_at > world.now
-
-
-def test_handlers_of_entries_that_have_waited_are_told_in_time_too(world):
-    """A lease that is nearly over when the handler begins ends before all handlers are looked at again."""
-    worker = world.worker(lease=10)
-    world.enqueue()
-    world.pump()
-    renewed = world.now
-    worker.settle.lose()
-    world.available = False
-    world.advance(8.9)
-    delivery = worker.take()
-    assert renewed + 9 <= worker.machine.time.next_tick <= delivery.leased_from + 9
-    world.advance(delivery.leased_from + 9.01 - world.now)
-    assert "no contact" in delivery.cancelled
-
-
-def test_no_task_is_started_that_others_may_have_by_now(world):
-    worker = world.worker(lease=10)
-    world.enqueue()
-    world.pump()
-    worker.settle.lose()
-    world.available = False
-    world.advance(9.5)
-    assert worker.machine.take(world.now) is None
-    assert len(worker.machine.ready) == 1
-    world.available = True
-    world.advance(2)
-    assert worker.take().task.id == "t1"
-
-
-def test_a_lost_running_task_leaves_its_place_to_others(world):
-    worker = world.worker(concurrency=1, timeout=60)
-    delivery = begin(world, worker)
-    world.call("XCLAIM", KEYS.stream, GROUP, "other", 0, delivery.entry_id)
-    world.call("SET", KEYS.fence, "moved")
-    world.enqueue("next")
-    world.advance(4)
-    assert delivery.phase is Phase.LOST
-    assert worker.machine.running == 0
-    assert worker.take().task.id == "next"
-    worker.succeed(delivery)
-    assert worker.machine.counts["late"] == 1
-    world.advance(70)
-    assert not [e for e in worker.events(EventKind.TIMED_OUT) if e.data["task"] == "t1"]
-
-
-@pytest.mark.parametrize(
-    ("owner", "where"), [(b"other", "now with other"), (b"\xff", "now with \ufffd"), (None, "gone")]
-)
-def test_who_has_a_lost_entry_is_told(world, owner, where):
-    worker = world.worker()
-    delivery = begin(world, worker)
-    if owner:
-        world.call("XCLAIM", KEYS.stream, GROUP, owner, 0, delivery.entry_id)
-    else:
-        world.call("XACK", KEYS.stream, GROUP, delivery.entry_id)
-    world.call("SET", KEYS.fence, "moved")
-    world.advance(4)
-    (event,) = worker.events(EventKind.OWNERSHIP_LOST)
-    assert event.text == f"entry no longer ours: {where}"
-    assert event.data == {"queue": "q", "entry": delivery.entry_id.decode(), "task": "t1"}
-
-
-def test_a_ready_task_that_was_lost_is_not_taken(world):
-    worker = world.worker(concurrency=2)
-    entry = world.enqueue("gone")
-    world.enqueue("here")
-    world.pump()
-    world.call("XCLAIM", KEYS.stream, GROUP, "other", 0, entry)
-    world.call("SET", KEYS.fence, "moved")
-    world.advance(4)
-    assert worker.take().task.id == "here"
-    assert worker.machine.take(world.now) is None
 
 
 # ---- stop -------------------------------------------------------------------------------------------
@@ -419,7 +250,7 @@ def test_nothing_is_taken_once_it_stops(world):
 
 def test_stopping_again_can_only_shorten_the_wait(world):
     worker = world.worker()
-    delivery = begin(world, worker)
+    delivery = worker.begin()
     worker.stop(drain=50)
     at = worker.machine.time.stop_at
     assert at == world.now + 50
@@ -437,7 +268,7 @@ def test_stopping_again_can_only_shorten_the_wait(world):
 
 def test_a_handler_that_was_stopped_gives_its_entry_back(world):
     worker = world.worker(timeout=60, concurrency=1)
-    delivery = begin(world, worker)
+    delivery = worker.begin()
     worker.machine.handler_stopped(delivery)
     worker.machine.handler_stopped(delivery)
     assert worker.machine.running == 0
@@ -450,7 +281,7 @@ def test_a_handler_that_was_stopped_gives_its_entry_back(world):
 
 def test_a_handler_that_was_stopped_does_not_take_too_long_later(world):
     worker = world.worker(timeout=3)
-    worker.machine.handler_stopped(begin(world, worker))
+    worker.machine.handler_stopped(worker.begin())
     world.advance(4)
     assert not worker.events(EventKind.TIMED_OUT)
     assert worker.machine.running == 0
@@ -458,7 +289,7 @@ def test_a_handler_that_was_stopped_does_not_take_too_long_later(world):
 
 def test_running_handlers_may_finish(world):
     worker = world.worker()
-    delivery = begin(world, worker)
+    delivery = worker.begin()
     worker.stop()
     world.advance(10)
     assert not worker.ended
@@ -470,7 +301,7 @@ def test_running_handlers_may_finish(world):
 
 def test_a_handler_that_was_given_up_comes_back_late(world):
     worker = world.worker(timeout=60)
-    delivery = begin(world, worker)
+    delivery = worker.begin()
     worker.stop(drain=0)
     world.pump()
     assert worker.ended
@@ -506,7 +337,7 @@ def test_the_first_failure_stops_the_worker_in_order(world):
 
 def test_events_name_queue_entry_and_task(world):
     worker = world.worker()
-    delivery = begin(world, worker, max_retries=0)
+    delivery = worker.begin(max_retries=0)
     worker.fail(delivery)
     world.pump()
     (event,) = worker.events(EventKind.DEAD_LETTERED)
@@ -550,7 +381,7 @@ def test_it_waits_for_a_server_that_is_not_there_yet(world):
 
 def test_a_group_deleted_under_its_workers_runs_nothing_twice_at_once(world):
     worker = world.worker()
-    delivery = begin(world, worker)
+    delivery = worker.begin()
     world.call("XGROUP", "DESTROY", KEYS.stream, GROUP)
     world.advance(1)
     again = [d for d in worker.deliveries if d is not delivery]
@@ -645,7 +476,7 @@ def test_the_number_of_a_delivery_is_known_where_the_server_has_told_it(world):
 
 def test_without_a_server_a_stopping_worker_leaves_after_a_lease(world):
     worker = world.worker(lease=4)
-    begin(world, worker)
+    worker.begin()
     worker.settle.lose()
     world.available = False
     worker.stop(drain=1)
