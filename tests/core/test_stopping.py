@@ -5,8 +5,10 @@ import random
 import pytest
 
 from streamfleet_core.config import WorkerConfig
+from streamfleet_core.errors import PermissionMissing
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import GROUP, queue_keys
+from streamfleet_core.link import Role
 from streamfleet_core.state import Phase
 from streamfleet_core.wire import Task, encode_task
 from streamfleet_core.worker import WorkerMachine
@@ -89,6 +91,39 @@ def test_that_entries_are_left_behind_is_told_once(world):
         worker.machine.time.tick(world.now)
     [event] = [e for e in worker.events(EventKind.RELEASED) if "neither" in e.text]
     assert event.data["entries"] == 1
+
+
+def going_on(worker):
+    """The links that do not stop, by role and slot."""
+    return {(link.role, link.slot) for link in worker.machine.links if not link.stopped}
+
+
+def test_a_refused_worker_with_nothing_to_put_back_stops_at_once(world):
+    worker = world.worker("a", "b", slot_of=lambda keys: 1 if keys.queue == "a" else 2)
+    worker.machine.abandon()
+    assert going_on(worker) == set()
+    world.pump()
+    assert worker.ended
+
+
+@pytest.mark.parametrize(
+    ("hindrance", "left"),
+    [
+        (None, {(Role.SETTLE, 1), (Role.CONTROL, 2), (Role.TIME, 0)}),
+        ("refused", {(Role.CONTROL, 2), (Role.TIME, 0)}),
+        ("gave up", set()),
+    ],
+)
+def test_of_a_refused_worker_those_links_go_on_that_put_tasks_back(world, hindrance, left):
+    worker = world.worker("a", "b", slot_of=lambda keys: 1 if keys.queue == "a" else 2)
+    lanes = worker.machine.lanes
+    lanes[1].settler.rescues.append(("XADD", "streamfleet:a", "*", "f", "v"))
+    lanes[2].controller.mover.rescues.append((queue_keys("b"), 0, b"t", b"body"))
+    if hindrance == "refused":
+        lanes[1].settle.refuse(PermissionMissing("no"))
+    worker.machine.time.gave_up = hindrance == "gave up"
+    worker.machine.abandon()
+    assert going_on(worker) == left
 
 
 def test_a_second_stop_can_shorten_the_wait_for_handlers_and_not_lengthen_it(machine):

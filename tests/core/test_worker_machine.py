@@ -25,7 +25,7 @@ def world(world):
 
 
 def test_a_worker_without_handlers_is_refused():
-    with pytest.raises(UsageError, match="no handlers"):
+    with pytest.raises(UsageError, match="^worker: no handlers; register at least one with @worker.handler"):
         WorkerMachine("w", {}, WorkerConfig(), now=0, wall_ms=0, entropy=bytes, random=lambda: 0.0)
 
 
