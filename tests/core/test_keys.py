@@ -123,6 +123,7 @@ def test_keys_of_a_plain_name():
         "moves": b"{streamfleet:mail}:moves",
     }
     assert keys.producer("c1") == b"{streamfleet:mail}:producer:c1"
+    assert keys.producer("\udcff") == b"{streamfleet:mail}:producer:\xff"
     assert keys.client_id("u1") == "{streamfleet:mail}u1"
     assert receiver_key("c1") == b"streamfleet:receiver:c1"
 

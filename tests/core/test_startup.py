@@ -28,7 +28,7 @@ def test_a_key_of_another_type_is_found_before_any_work(world, key, kind, what):
 
 
 def test_what_each_key_is_for():
-    assert {key.decode(): what for key, _, what in SQUATTED} == {
+    assert {key.decode(): what for key, _, what in expected_types(KEYS)} == {
         "streamfleet:q": "the queue",
         "{streamfleet:q}:dead": "dead letters",
         "{streamfleet:q}:schedule": "the schedule",
