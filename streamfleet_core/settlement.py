@@ -73,11 +73,11 @@ def build(chosen: list[Delivery], beats: list[Delivery], consumer: bytes, server
 
 
 def _renew(commit: Commit, beats: list[Delivery], consumer: bytes) -> None:
-    commit.beats = [delivery for delivery in beats if delivery.phase in _ALIVE]
     """Renew, and put the delivery count right: the server counts each read of a consumer's history as one more.
 
     A task that outlives a few broken connections would otherwise look like one that kills its workers.
     """
+    commit.beats = [delivery for delivery in beats if delivery.phase in _ALIVE]
     groups: dict[tuple[bytes, int], list[bytes]] = {}
     for delivery in commit.beats:
         count = delivery.deliveries if delivery.counted else 0

@@ -28,8 +28,8 @@ WALL_MS = 1_700_000_000_000
 NEVER = float("inf")
 Denial = Callable[[Command], str | None]
 OPTIONS = {
-    *("BLOCK", "COUNT", "CREATE", "DELCONSUMER", "FORCE", "GROUP"),
-    *("IDLE", "JUSTID", "MKSTREAM", "RETRYCOUNT", "STREAMS", "WITHSCORES"),
+    *("BLOCK", "CONSUMERS", "COUNT", "CREATE", "DELCONSUMER", "FORCE", "GROUP", "GROUPS"),
+    *("IDLE", "JUSTID", "LIMIT", "MKSTREAM", "RETRYCOUNT", "STREAMS", "WITHSCORES"),
 }
 """Words of the protocol inside commands; all others that are not names or values of ours stand alone."""
 

@@ -1,9 +1,11 @@
 import pytest
 
+from streamfleet_core.connection import ServerError
 from streamfleet_core.errors import PermissionMissing, WrongKeyType
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import GROUP, queue_keys
 from streamfleet_core.moving import BATCH
+from streamfleet_core.procedure import Answer
 from streamfleet_core.wire import F_REASON, Task, encode_task, pack_fields
 
 KEYS = queue_keys("q")
@@ -261,3 +263,20 @@ def test_a_task_that_is_not_due_is_only_looked_at(world):
     worker = mover(world, poll_interval=2)
     world.advance(6.5)
     assert moving_exchanges(worker) == [["ZRANGE"]] * 4
+
+
+def test_what_is_put_back_is_kept_until_each_row_of_it_was_written(world):
+    worker = world.worker()
+    mover = worker.machine.lanes[0].controller.mover
+    mover.rescues.append((KEYS, 5000, b"t", b"body"))
+    steps = mover.put_back()
+    rows = next(steps)
+    assert rows[1:-1] == [("ZADD", KEYS.schedule, 5000, b"t"), ("HSET", KEYS.scheduled, b"t", b"body")]
+    queued = [b"OK", b"QUEUED", b"QUEUED"]
+    wrong = ServerError("WRONGTYPE no set")
+    for result in ([wrong, 1], [1, wrong], wrong):
+        assert steps.send(Answer([*queued, result], world.now, world.now)) == rows
+        assert worker.events(EventKind.BACKING_OFF)[-1].text == "control: WRONGTYPE no set"
+    with pytest.raises(StopIteration):
+        steps.send(Answer([*queued, [1, 1]], world.now, world.now))
+    assert mover.rescues == []

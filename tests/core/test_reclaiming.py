@@ -406,10 +406,11 @@ def test_a_queue_that_cannot_be_looked_at_does_not_hide_the_next_one(world, name
     assert [d.task.id for d in worker.deliveries] == ["other"]
 
 
-def test_a_refused_look_names_its_key(world):
+@pytest.mark.parametrize("name", ["XINFO", "XPENDING"])
+def test_a_refused_look_names_its_key(world, name):
     abandon(world)
     worker = world.worker()
-    world.refuse("NOPERM No permissions to access a key", "XPENDING")
+    world.refuse("NOPERM No permissions to access a key", name)
     world.advance(2 * LEASE)
     assert KEYS.stream.decode() in str(worker.machine.refusal)
 

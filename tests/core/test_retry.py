@@ -85,6 +85,10 @@ def test_numbers_out_of_range_are_refused(name, value):
         RetryPolicy(**{name: value})
 
 
+def test_there_may_be_as_many_retries_as_the_bound_says():
+    assert RetryPolicy(max_retries=MAX_RETRIES).max_retries == MAX_RETRIES
+
+
 @pytest.mark.parametrize("value", [True, 1.0, "3", -1, MAX_RETRIES + 1, pytest.param(10**5000, id="huge")])
 def test_max_retries_out_of_range_is_refused(value):
     with pytest.raises(InvalidTask, match="max_retries"):
