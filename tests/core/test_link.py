@@ -390,3 +390,15 @@ def test_a_worker_is_back_within_its_lease_after_an_outage(lease, longest):
             assert isinstance(action, Sleep)
             assert action.until <= now + longest
             now += longest
+
+
+def test_nobody_is_told_of_a_return_when_no_link_has_a_connection():
+    events = []
+    outage = Outage(events.append, lambda: "")
+    outage.back(Role.READ, 0, 1.0)
+    outage.unneeded(Role.READ, 0, 2.0)
+    outage.lost(Role.SETTLE, 0, NotSent("gone"), 3.0)
+    outage.unneeded(Role.SETTLE, 0, 4.0)
+    assert [event.kind for event in events] == [EventKind.DISCONNECTED]
+    outage.back(Role.CONTROL, 0, 5.0)
+    assert events[-1].kind is EventKind.RECONNECTED
