@@ -5,6 +5,8 @@ import pytest
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import GROUP, queue_keys
 from streamfleet_core.leaving import PAGE as FAREWELL_PAGE
+from streamfleet_core.leaving import farewell
+from streamfleet_core.procedure import Answer
 from streamfleet_core.state import RELEASED_IDLE_MS, Phase
 
 KEYS = queue_keys("q")
@@ -218,3 +220,19 @@ def test_a_worker_without_a_server_gives_up_after_its_drain_and_a_lease(world):
     assert worker.ended
     assert worker.machine.time.gave_up
     assert "1 entries neither settled" in worker.events(EventKind.RELEASED)[-1].text
+
+
+def test_what_others_did_not_take_is_given_back_after_a_second_look(world):
+    steps = farewell([world.worker().machine.queues["q"]], b"me")
+    look = next(steps)
+    assert [command[0] for command in look] == ["UNWATCH", "WATCH", "XPENDING"]
+
+    def answer(*replies):
+        return steps.send(Answer([b"OK", b"OK", *replies], world.now, world.now))
+
+    back = answer([[b"1-0", b"me", 0, 1], [b"2-0", b"me", 0, 1]])
+    assert [command[0] for command in back] == ["MULTI", "XCLAIM", "EXEC"]
+    assert answer(None) == look, "the fence has moved"
+    assert answer([[b"2-0", b"me", 0, 1]])[1][5:7] == (b"2-0", "IDLE")
+    with pytest.raises(StopIteration):
+        answer([[b"2-0"]])
