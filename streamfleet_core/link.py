@@ -156,6 +156,8 @@ class Link:
     """The life of one connection. See the module's text."""
 
     __slots__ = (
+        "_answered",
+        "_calm_at",
         "_connected",
         "_emit",
         "_failures",
@@ -204,6 +206,10 @@ class Link:
         self._connected = False
         self._in_flight = False
         self._failures = 0
+        self._answered = False
+        """Has there been a good answer since the last trouble?"""
+        self._calm_at = 0.0
+        """From then on it ends the growth of pauses. A duty that asks before it writes hears some in between."""
         self._longest_pause = longest_pause
         self._resume_at = 0.0
 
@@ -275,7 +281,7 @@ class Link:
         failures = self._failures
         self.duty.replies(replies, now)
         if self._failures == failures:  # else the answer was one more of them
-            self._failures = 0
+            self._answered = True
 
     def connection_lost(self, error: Exception, *, outcome_unknown: bool, now: float) -> None:
         """The connection broke, during an exchange or while idle."""
@@ -313,9 +319,13 @@ class Link:
             self._emit(Event(EventKind.REFUSED, str(error), {"role": self.role.value}))
 
     def _back_off(self, now: float) -> None:
+        if self._answered and now >= self._calm_at:
+            self._failures = 0
+        self._answered = False
         pause = min(self._longest_pause, FIRST_BACKOFF * 2 ** min(self._failures, 10))
         self._failures += 1
         self._resume_at = now + pause * (0.5 + 0.5 * self._random())
+        self._calm_at = self._resume_at + pause
 
     def _note_outage(self, error: Exception, now: float) -> None:
         self.last_error = str(error)

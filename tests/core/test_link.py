@@ -402,3 +402,30 @@ def test_nobody_is_told_of_a_return_when_no_link_has_a_connection():
     assert [event.kind for event in events] == [EventKind.DISCONNECTED]
     outage.back(Role.CONTROL, 0, 5.0)
     assert events[-1].kind is EventKind.RECONNECTED
+
+
+def test_trouble_long_after_a_good_answer_is_the_first_again(bench):
+    """The answer may have come right after the trouble; since then nothing was asked."""
+    bench.connect()
+    for now in (0.0, 0.1, 0.2, 0.3):
+        bench.link.back_off(now, "LOADING")
+    bench.duty.batches = [BATCH]
+    at = bench.link.step(0.3).until
+    bench.link.step(at)
+    bench.link.replies_received([b"PONG"], at)
+    bench.link.back_off(at + 60.0, "LOADING")
+    assert bench.link.step(at + 60.0) == Sleep(pytest.approx(at + 60.0 + FIRST_BACKOFF))
+
+
+def test_a_good_answer_in_the_midst_of_trouble_does_not_end_the_growth(bench):
+    bench.connect()
+    now, pauses = 0.0, []
+    for _ in range(5):
+        bench.duty.batches = [BATCH]
+        assert bench.link.step(now) is BATCH
+        bench.link.replies_received([b"PONG"], now)
+        bench.link.back_off(now, "OOM")
+        until = bench.link.step(now).until
+        pauses.append(until - now)
+        now = until
+    assert pauses == [pytest.approx(FIRST_BACKOFF * 2**n) for n in range(5)]
