@@ -59,7 +59,7 @@ mutants: $(STAMP)
 	$(BIN)/mutmut run --max-children $(JOBS) $(foreach module,$(MODULES),'streamfleet_core.$(module).*')
 	$(BIN)/mutmut results | grep -v ': not checked$$' || true
 
-# Speed and cost of all shells, side by side with a bare socket; about four minutes. BENCH=--quick for a first
+# Speed and cost of all shells, side by side with a bare socket; one and a half minutes to six. BENCH=--quick for a first
 # impression in one, BENCH="--shells threads" for one shell.
 bench: $(STAMP)
 	$(BIN)/python -m streamfleet.bench $(BENCH)
