@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from streamfleet_core.config import ClientConfig
+from streamfleet_core.connection import Reply, ServerError
 from streamfleet_core.submission import Status, Submission
 
 CHECKS = 3
@@ -20,6 +21,21 @@ class Batch:
     number: int
     submissions: list[Submission]
     accepted_at: float = 0.0
+
+    def errors(self, results: list[Reply], positions: list[int]) -> list[tuple[Submission, ServerError, int]]:
+        """Which tasks had a command that failed, with the error, and with its place among the results.
+
+        ``positions``: where those of each task begin.
+        """
+        if not any(isinstance(result, ServerError) for result in results):
+            return []
+        found: list[tuple[Submission, ServerError, int]] = []
+        for submission, position in zip(self.submissions, positions, strict=True):
+            for place in range(position, position + (2 if submission.scheduled else 1)):
+                result = results[place]
+                if isinstance(result, ServerError):
+                    found.append((submission, result, place))
+        return found
 
 
 class Kept:

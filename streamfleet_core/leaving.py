@@ -37,7 +37,8 @@ def farewell(queues: list[QueueState], consumer: bytes) -> Steps:
         if not left:
             last_look: Command = ("XPENDING", stream, GROUP, "-", "+", PAGE, consumer)
             end = transaction([last_look, ("XGROUP", "DELCONSUMER", stream, GROUP, consumer)])
-            result = (yield [("UNWATCH",), *end]).replies[-1]
+            watch = safeguards.watch_fences([queue.keys.fence])
+            result = (yield [("UNWATCH",), *end, watch]).replies[-2]
             rows = parse_pending(result[0]) if isinstance(result, list) and isinstance(result[0], list) else []
             if rows:
-                yield [release(stream, consumer, [row.entry_id for row in rows], "FORCE")]
+                yield transaction([release(stream, consumer, [row.entry_id for row in rows], "FORCE")])

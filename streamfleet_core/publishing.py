@@ -61,6 +61,7 @@ class Publisher:
         "_batch",
         "_buffer",
         "_cancel_unknown",
+        "_cancelled_last",
         "_cancels",
         "_client_id",
         "_commands",
@@ -118,6 +119,8 @@ class Publisher:
         self._stage = Stage.GREET
         self._cancels: deque[Submission] = deque()
         self._cancel_unknown = False
+        self._cancelled_last = False
+        """Cancels and batches take turns."""
         self._leaving = False
         """Was the marker told to go? Should the reply be lost: its absence is no loss."""
         self._looked = False
@@ -182,6 +185,9 @@ class Publisher:
             return self._cancel(self._cancels[0])  # first: the EXEC of a batch would end the watch
         if self._receiver.forgotten:
             return self._register(now)
+        in_turn = self._cancelled_last or self._batch is not None or self._resend
+        if self._cancels and not in_turn:
+            return self._look(self._cancels[0])  # else it would wait for as long as others are enqueued
         batch = self._next_batch(now)
         if batch is not None:
             if any(s.tracked and not self._receiver.knows(s.keys) for s in batch.submissions):
@@ -336,6 +342,7 @@ class Publisher:
 
     def _publish(self, batch: Batch) -> Exchange:
         self._stage = Stage.PUBLISH
+        self._cancelled_last = False
         commands: list[Command] = [("MULTI",)]
         positions: list[int] = []
         clock = self._machine.clock
@@ -396,22 +403,14 @@ class Publisher:
         self._kept.add(batch, now)
 
     def _refused_in(self, batch: Batch, results: list[Reply]) -> dict[str, str]:
-        if not any(isinstance(result, ServerError) for result in results):
-            return {}
-        refused: dict[str, str] = {}
-        for submission, position in zip(batch.submissions, self._positions, strict=True):
-            for offset in range(2 if submission.scheduled else 1):
-                error = results[position + offset]
-                if isinstance(error, ServerError):
-                    command = self._commands[position + offset + 1]
-                    refused[submission.id] = str(self.link.explain(error, command))
-        return refused
+        errors = batch.errors(results, self._positions)
+        return {s.id: str(self.link.explain(error, self._commands[place + 1])) for s, error, place in errors}
 
     # ---- receiver, schedule, end --------------------------------------------------------------------
 
     def _register(self, now: float) -> Exchange:
         self._stage = Stage.REGISTER
-        self._commands = self._registration.commands(self._client_id, self._machine.clock.ms(now))
+        self._commands = self._registration.commands(self._machine.clock.ms(now))
         return Exchange(self._commands)
 
     def _registered(self, replies: list[Reply], now: float) -> None:
@@ -469,6 +468,7 @@ class Publisher:
 
     def _cancel_ended(self, *, removed: bool, gone: bool) -> None:
         """The first task that was to be cancelled was removed, or (``gone``) was not in the schedule any more."""
+        self._cancelled_last = True
         submission = self._cancels.popleft()
         submission.cancelling = False
         unknown, self._cancel_unknown = self._cancel_unknown and gone, False

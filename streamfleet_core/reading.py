@@ -197,6 +197,8 @@ class Reader:
         ended, queue.ended_meanwhile = queue.ended_meanwhile or set(), None
         for reply in replies:
             if isinstance(reply, ServerError):
+                if question.missing and self._cursors.get(queue.keys.queue) == question.cursor:
+                    self._missing[queue.keys.queue] = question.missing
                 self._trouble(reply, [queue], now)
                 return
         name = queue.keys.queue

@@ -100,6 +100,7 @@ class Receiver:
         lost = [submission for submission in self._under_way(Status.ACCEPTED) if submission not in unsent]
         if lost or not self.forgotten:
             self._give_up(lost)
+        self.forgotten = True
 
     def registered(self, queues: list[QueueKeys], now: float) -> None:
         """The publisher has entered the receiver for these queues, and there is one."""

@@ -31,7 +31,7 @@ IDLE_FACTOR = 2.5
 class Reclaimer:
     """See the module's text."""
 
-    __slots__ = ("_control", "_machine", "_queues", "consumers", "left", "next_at")
+    __slots__ = ("_control", "_left", "_looked_at", "_machine", "_queues", "consumers", "next_at")
 
     def __init__(self, machine: WorkerMachine, control: Controller, queues: list[QueueState], now: float) -> None:
         self._machine = machine
@@ -40,7 +40,9 @@ class Reclaimer:
         self.next_at = now
         self.consumers: dict[str, list[dict[bytes, Reply]]] = {}
         """What the server said of each queue's consumers, last time."""
-        self.left = False
+        self._looked_at = now
+        """When it looked last (monotonic seconds)."""
+        self._left = False
         """Were idle entries left where they are, for want of room?"""
 
     def reclaim(self, now: float) -> Steps:
@@ -49,8 +51,9 @@ class Reclaimer:
         interval = min(config.scan_interval, config.lease / 2)
         commands: list[Command] = [("XINFO", "CONSUMERS", queue.keys.stream, GROUP) for queue in self._queues]
         answer = yield commands
+        self._looked_at = answer.now
         self.next_at = answer.now + interval
-        self.left = False
+        self._left = False
         suspects = self._suspects(answer, commands)
         if not any(row.get(b"pending") for rows in self.consumers.values() for row in rows):
             self.next_at = answer.now + min(interval * IDLE_FACTOR, config.lease / 2)
@@ -75,12 +78,10 @@ class Reclaimer:
             idle.setdefault(queue.keys.queue, []).extend(rows)
         for queue in self._queues:
             rows = idle.get(queue.keys.queue, [])
-            room = self.room()
-            self.left = self.left or len(rows) > room
+            room = self._room()
+            self._left = self._left or len(rows) > room
             if rows and room > 0:
-                if len(rows) >= room:  # there may be more
-                    self.next_at = answer.now
-                yield from self._claim(queue, rows[:room], lease_ms)
+                yield from self._claim(queue, rows[:room], lease_ms, more=len(rows) >= room)
 
     def _suspects(self, answer: Answer, commands: list[Command]) -> list[tuple[QueueState, bytes]]:
         suspects: list[tuple[QueueState, bytes]] = []
@@ -101,19 +102,20 @@ class Reclaimer:
 
     def room_changed(self) -> None:
         """Entries have ended: what was left for want of room may be taken now."""
-        if self.left and self.room() > 0:
-            self.left = False
-            self.next_at = float("-inf")
+        if self._left and self._room() > 0:
+            self._left = False
+            self.next_at = min(self.next_at, self._looked_at)  # and not before what is due for longer
             self._control.link.kick()
 
-    def room(self) -> int:
+    def _room(self) -> int:
         """Reclaimed entries go first, so a busy worker takes some too, but never a heap."""
         machine = self._machine
         concurrency = machine.config.concurrency
         free = max(machine.window() - machine.held, 0) + concurrency
         return min(PAGE, free if machine.held < machine.window() + concurrency else 0)
 
-    def _claim(self, queue: QueueState, rows: list[PendingEntry], lease_ms: int) -> Steps:
+    def _claim(self, queue: QueueState, rows: list[PendingEntry], lease_ms: int, *, more: bool) -> Steps:
+        """Claim these. ``more``: there may be others, to be looked for at once unless this is refused."""
         machine, keys = self._machine, queue.keys
         ids = [row.entry_id for row in rows]
         token = machine.token()
@@ -131,7 +133,11 @@ class Reclaimer:
         refusals = [(e, c) for e, c in zip(results, commands[1:], strict=False) if isinstance(e, ServerError)]
         if refusals:
             trouble(self._control.link, *refusals[0], answer.now)
-        entries = parse_entries(results[0]) if results and not refusals else []
+        entries: list[tuple[bytes, list[bytes] | None]] = []
+        if results and not refusals:
+            entries = parse_entries(results[0])
+            if more:
+                self.next_at = answer.now
         if len(entries) < len(ids):
             # Deleted meanwhile, (Redis 6.2) deleted and yet claimed, or refused while our reader, which leaves
             # alone what is being claimed, met one of them in our history: there we find them.

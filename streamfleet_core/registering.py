@@ -19,10 +19,10 @@ from streamfleet_core.submission import Submission
 class Registration:
     """Steps of the publish link, one exchange each, until the receiver is entered for all queues known by then."""
 
-    __slots__ = ("_create", "_entering", "_key", "_queues", "_receiver", "_seeking")
+    __slots__ = ("_client_id", "_create", "_entering", "_queues", "_receiver", "_seeking")
 
     def __init__(self, client_id: str, queues: dict[str, QueueKeys], receiver: Receiver) -> None:
-        self._key = receiver_key(client_id)
+        self._client_id = client_id
         self._queues = queues
         self._receiver = receiver
         self._create: bool | None = None
@@ -36,15 +36,16 @@ class Registration:
         """Whatever was in flight is forgotten."""
         self._create = None
 
-    def commands(self, client_id: str, score: int) -> list[Command]:
+    def commands(self, score: int) -> list[Command]:
         """The next exchange; ``score`` is the server's time (Unix ms)."""
+        key = receiver_key(self._client_id)
         create = self._create if self._receiver.has_stream else True
         self._seeking = create is None
         if self._seeking:
-            return [("EXISTS", self._key)]
+            return [("EXISTS", key)]
         self._entering = list(self._queues.values())
-        entries: list[Command] = [("ZADD", keys.receivers, score, client_id) for keys in self._entering]
-        return [*entries, ("XGROUP", "CREATE", self._key, RECEIVER_GROUP, b"0", "MKSTREAM")] if create else entries
+        entries: list[Command] = [("ZADD", keys.receivers, score, self._client_id) for keys in self._entering]
+        return [*entries, ("XGROUP", "CREATE", key, RECEIVER_GROUP, b"0", "MKSTREAM")] if create else entries
 
     def answered(self, replies: list[Reply], now: float, unsent: Collection[Submission]) -> None:
         """It went through. ``unsent``: tasks that are still to be sent, or to be sent again, and then notified."""

@@ -93,9 +93,9 @@ class Timekeeper:
                 self.next_tick = end
                 return
             self.gave_up = True
-            held = machine.held
-            text = f"stopped with {held} entries neither settled nor given back; others will take them over"
-            machine.emit(EventKind.RELEASED, text, entries=held)
+            if held := machine.held:
+                text = f"stopped with {held} entries neither settled nor given back; others will take them over"
+                machine.emit(EventKind.RELEASED, text, entries=held)
             machine.kick_all()
 
     # ---- duty ---------------------------------------------------------------------------------------

@@ -211,3 +211,27 @@ def test_cancelling_what_has_ended_meanwhile_changes_nothing(world):
     client.machine.resolve(submission, Status.COMPLETED)
     world.pump()
     assert submission.status is Status.COMPLETED
+
+
+def test_a_cancel_does_not_wait_for_those_who_go_on_enqueueing(world):
+    client, submission = scheduled(world)
+    client.machine.cancel(submission)
+    for number in range(20):
+        client.enqueue(b"%d" % number)
+        client.publish.turn()
+        client.enqueue(b"more")
+        client.publish.turn()
+    assert submission.status is Status.CANCELLED
+    assert len(world.stream()) > 20
+
+
+def test_those_who_enqueue_do_not_wait_for_all_cancels(world):
+    client = world.client()
+    waiting = [client.enqueue(b"x", delay=60) for _ in range(10)]
+    world.pump()
+    for submission in waiting:
+        client.machine.cancel(submission)
+    last = client.enqueue(b"last")
+    while last.status is not Status.ACCEPTED:
+        client.publish.turn()
+    assert sum(submission.status is Status.CANCELLED for submission in waiting) <= 2

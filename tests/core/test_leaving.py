@@ -236,3 +236,23 @@ def test_what_others_did_not_take_is_given_back_after_a_second_look(world):
     assert answer([[b"2-0", b"me", 0, 1]])[1][5:7] == (b"2-0", "IDLE")
     with pytest.raises(StopIteration):
         answer([[b"2-0"]])
+
+
+def test_what_went_with_the_consumer_is_not_taken_from_those_who_have_found_it(world):
+    """A read was answered right before the consumer went; its entry was found without an owner, and ran."""
+    leaving = world.worker(lease=2.0, block=60.0)
+    leaving.stop()
+    leaving.settle.hold_at("XGROUP")
+    world.enqueue("a")
+    world.call("XREADGROUP", "GROUP", GROUP, leaving.machine.consumer, "COUNT", 1, "STREAMS", KEYS.stream, ">")
+    leaving.settle.execute()
+    leaving.settle.deliver()
+    leaving.settle.step()
+    assert "XCLAIM" in leaving.settle.flight.names
+    other = world.worker(lease=2.0)
+    for _ in range(100):
+        world.advance(10.0)
+        if other.machine.take(world.now):
+            break
+    leaving.settle.execute()
+    assert set(world.pending().values()) == {other.machine.consumer}

@@ -217,3 +217,15 @@ def test_a_history_that_cannot_be_looked_at_now_is_looked_at_later(world):
     world.enqueue()
     world.advance(2)
     worker.take()
+
+
+def test_a_read_of_the_history_that_is_refused_for_now_is_tried_again(world):
+    """Its entries were lost sight of, and came back by a claim, a lease later, as delivered twice."""
+    entry = world.enqueue("a")
+    worker = world.worker(consumer="me", start=False)
+    world.call("XGROUP", "CREATE", KEYS.stream, GROUP, "0")
+    world.call("XREADGROUP", "GROUP", GROUP, "me", "COUNT", 1, "STREAMS", KEYS.stream, ">")
+    world.refuse("MISCONF no snapshot", "XREADGROUP", times=1)
+    world.advance(1.0)
+    delivery = worker.take()
+    assert (delivery.entry_id, delivery.deliveries) == (entry, 1)

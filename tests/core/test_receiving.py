@@ -328,3 +328,18 @@ def test_old_news_makes_it_look_again_with_the_next_read(world, client):
     client.receive.held = False
     world.advance(2 * client.machine.config.block + 0.5)
     assert later.status is Status.UNKNOWN
+
+
+def test_a_receiver_that_is_missing_is_told_once_though_it_is_hard_to_make(world):
+    client = world.client(heartbeat=1000.0, block=500.0)
+    client.enqueue(tracked=True)
+    world.pump()
+    world.call("DEL", receiver(client))
+    client.receive.held = True
+    client.enqueue(queue="r", tracked=True)
+    for _ in range(3):
+        client.publish.until("XGROUP")
+        client.publish.lose()
+        client.publish.held = False
+        world.now += 2.0
+    assert [event.data for event in client.events(EventKind.COLLECTED)] == [{"tasks": 1}]

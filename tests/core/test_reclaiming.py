@@ -421,3 +421,27 @@ def test_entries_that_are_all_in_hand_cost_no_look(world):
     world.advance(2 * LEASE)
     assert worker.deliveries
     assert [c for c in scans(worker, "XPENDING") if "IDLE" in c] == []
+
+
+def test_a_server_that_refuses_a_claim_is_asked_ever_more_rarely(world):
+    """It answers the looks before each."""
+    abandon(world, 5)
+    worker = world.worker(concurrency=1)
+    world.refuse("OOM command not allowed when used memory > 'maxmemory'.", "SET")
+    world.advance(15)
+    before = len(worker.control.sent)
+    world.advance(10)
+    assert 0 < len(worker.control.sent) - before < 60
+
+
+def test_what_is_due_for_longer_goes_before_another_look_at_the_idle(world):
+    """Tasks that became due waited until all of a dead worker's had been taken over."""
+    abandon(world, 30)
+    worker = world.worker(concurrency=1, max_prefetch=1)
+    world.advance(LEASE + 1)
+    controller = worker.machine.lanes[0].controller
+    controller.mover.next_at = world.now - LEASE  # the control connection was busy
+    sent = len(worker.control.sent)
+    worker.succeed(worker.take())
+    world.pump()
+    assert [exchange[0][0] for exchange in worker.control.sent[sent:]][:2] == ["ZRANGE", "XINFO"]
