@@ -60,7 +60,7 @@ class Owned:
         return reply
 
     def _xclaim(self, db: Database, args: list[bytes], original: Original) -> Reply:
-        if args[4] == b"0" and b"FORCE" not in args:
+        if args[4] == b"0":
             ids = list(takewhile(lambda part: not part.isalpha(), args[5:]))
             self._owned_by_actor(args[1], ids, "renewed or given back")
         return original(db, args)
