@@ -305,7 +305,7 @@ class ClientMachine:
             Link(role, slot, duty, self.random, self.events.append, self._outage, self.kicked.append)
             for role, duty in ((Role.PUBLISH, publisher), (Role.RECEIVE, receiver))
         )
-        publisher.link, receiver.link = publish, receive
+        publisher.link, receiver.link, receiver.publish = publish, receive, publish
         self.new_links += (publish, receive)
         plain = _encoded(client_id, DEFAULT_RETRY, False), _encoded(client_id, DEFAULT_RETRY, True)
         return Lane(client_id, queues, plain, {}, publisher, receiver, publish, receive)

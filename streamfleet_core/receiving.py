@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from streamfleet_core import safeguards
 from streamfleet_core.connection import Command, Reply, ServerError, ServerIdentity
 from streamfleet_core.events import EventKind
-from streamfleet_core.keys import RECEIVER_GROUP, QueueKeys, receiver_key
+from streamfleet_core.keys import QueueKeys, receiver_key
 from streamfleet_core.link import FOREVER, Exchange, Link
 from streamfleet_core.replies import ErrorKind, classify, parse_read
 from streamfleet_core.submission import Status, Submission
@@ -52,14 +52,16 @@ class Receiver:
         "_queues",
         "_registrations",
         "_registrations_then",
-        "_repair",
         "active",
         "forgotten",
         "has_stream",
         "link",
+        "publish",
     )
 
     link: Link
+    publish: Link
+    """The link that enters it at the server."""
 
     def __init__(self, machine: ClientMachine, client_id: str, queues: dict[str, QueueKeys]) -> None:
         self._machine = machine
@@ -71,8 +73,6 @@ class Receiver:
         self._handled: list[bytes] = []
         self._next_beat = 0.0
         self._beats = 0
-        self._repair = False
-        """Create the stream again with the next beat."""
         self._commands: list[Command] = []
         self._registrations = self._registrations_then = 0
         """How often the publisher has registered us: now, and when the exchange in flight was sent."""
@@ -112,7 +112,7 @@ class Receiver:
         self.link.kick()
 
     def forget(self) -> None:
-        """The server has lost data, perhaps our receiver too: the publisher is to register it again.
+        """The server has lost data, perhaps our receiver too: the publisher is to enter it again.
 
         Meanwhile it is read as before, for those who still wait.
         """
@@ -157,9 +157,6 @@ class Receiver:
             commands += [
                 ("ZADD", self._queues[name].receivers, score, self._client_id) for name in sorted(self._known)
             ]
-            if self._repair:
-                self._repair = False
-                commands.append(("XGROUP", "CREATE", receiver, RECEIVER_GROUP, b"0", "MKSTREAM"))
             if self._beats % LOOK_EVERY == 0:
                 commands.append(("EXISTS", receiver))
             self._beats += 1
@@ -195,11 +192,12 @@ class Receiver:
                     break
             elif (command[0] == "ZADD" and reply == 1) or (command[0] == "EXISTS" and reply == 0):
                 collected = True
-        if collected and self._registrations == self._registrations_then:
-            self._collected(now)
-        elif collected:
-            # While a read waits its news grows old: what was missing then may be there since. Ask again.
-            self._next_beat, self._beats = now, 0
+        if collected and not self.forgotten:  # else the publisher is about to look for itself
+            if self._registrations == self._registrations_then:
+                self._collected()
+            else:
+                # While a read waits its news grows old: what was missing then may be there since. Ask again.
+                self._next_beat, self._beats = now, 0
 
     def lost(self, *, sent: bool, now: float) -> None:
         """Whatever a lost reply carried is still in the stream, and `begin` reads that from its start."""
@@ -225,11 +223,10 @@ class Receiver:
         submission.result = notice.extra.get(F_RESULT)
         machine.resolve(submission, STATUS[notice.type])
 
-    def _collected(self, now: float) -> None:
-        """Others took us for dead, or somebody removed our receiver: make it anew."""
-        self._repair = True
-        self._next_beat = now
-        self._beats = 0
+    def _collected(self) -> None:
+        """Others took us for dead, or somebody removed our receiver: it is made anew before more is sent."""
+        self.forgotten = True
+        self.publish.kick()
         self._give_up(self._under_way(Status.SENT, Status.ACCEPTED))
 
     def _under_way(self, *statuses: Status) -> list[Submission]:

@@ -435,3 +435,22 @@ def test_between_the_look_at_a_task_and_its_cancellation_no_batch_is_sent(world)
     looked = len(sent) - sent[::-1].index("HGET")
     assert sent[looked:][:3] == ["MULTI", "ZREM", "HDEL"]
     assert submission.status is Status.CANCELLED
+
+
+def test_nothing_tracked_is_sent_between_the_news_that_the_receiver_is_gone_and_its_return(world):
+    """The receive link made it anew in its own time; its request was late, and its next look older than a new task."""
+    client = world.client()
+    client.enqueue(tracked=True)
+    world.pump()
+    world.call("DEL", receiver_of(client))
+    client.publish.frozen = True
+    world.advance(30.0)
+    assert client.machine.counts["collected"] == 1
+    later = client.enqueue(tracked=True)
+    sent = len(client.publish.sent)
+    client.publish.frozen = False
+    world.pump()
+    assert [exchange[0][0] for exchange in client.publish.sent[sent:]] == ["EXISTS", "ZADD", "MULTI"]
+    world.advance(60.0)
+    assert client.machine.counts["collected"] == 1
+    assert later.status is Status.ACCEPTED

@@ -178,7 +178,7 @@ def test_a_client_that_was_collected_says_so_and_comes_back(world, client):
     assert event.text == "this client was taken for dead and its receiver removed; 1 outcomes may be lost"
     assert world.call("EXISTS", receiver(client)) == 1
     world.advance(60)
-    assert [c[0] for exchange in client.receive.sent for c in exchange].count("XGROUP") == 1
+    assert [c[0] for exchange in client.publish.sent for c in exchange].count("XGROUP") == 2
     world.call("DEL", receiver(client))
     world.advance(30)
     assert client.machine.counts["collected"] == 2
