@@ -41,6 +41,11 @@ def ask(driver, *command):
 
 CANCELLED = object()
 
+CALLS = 900
+"""Calls of clients that are cancelled."""
+CLIENTS = 8
+"""They call at the same time."""
+
 TURNS = {"start": 8, "work": 400, "drain": 60}
 """Of a worker's life, with about how many turns of the loop each part takes."""
 
@@ -97,17 +102,24 @@ class Storm:
         return worker
 
     async def enqueue_and_wait(self, client):
-        """One enqueue, and one wait for what it has taken, each cancelled unless it is done before."""
+        """One enqueue, and one wait for what it has taken, each cancelled unless it is done before.
+
+        How long each takes, and so how often it is cancelled, depends on the machine: the one that is ahead is
+        left out until the other has caught up.
+        """
         enqueue = self.rng.choice([client.enqueue, client.enqueue_tracked])
         order = self.rng.choice(self.queues), str(self.rng.randrange(1000))
-        if self.cancelled["enqueue"] < self.cancelled["wait"] + 8:
+        ahead = self.cancelled["enqueue"] - self.cancelled["wait"]
+        if ahead < CLIENTS:
             handle = await cancel_at_random(self.rng, enqueue(*order), 30)
-        else:  # waits are cancelled less often, because fewer come to it
+        else:
             handle = await enqueue(*order)
         if handle is CANCELLED:
             self.cancelled["enqueue"] += 1
             return
         self.taken.add(handle.id)
+        if ahead <= -CLIENTS:
+            return
         wait = handle.wait if handle._submission.tracked else handle.accepted
         if await cancel_at_random(self.rng, wait(), 60) is CANCELLED:
             self.cancelled["wait"] += 1
@@ -118,7 +130,7 @@ class Storm:
         async with Client(self.driver, buffer_tasks=3, buffer_timeout=None) as client:
             while self.cancelled["enqueue"] + self.cancelled["wait"] < count:
                 async with asyncio.TaskGroup() as group:
-                    for _ in range(8):
+                    for _ in range(CLIENTS):
                         group.create_task(self.enqueue_and_wait(client))
             assert not client._waiting
             assert not client._wanting_room
@@ -162,7 +174,7 @@ def test_a_thousand_cancellations(server, eventually, kind, seed):
 
     async def main():
         async with asyncio.timeout(2 * PATIENCE):
-            await asyncio.gather(storm.clients(900), storm.workers(60))
+            await asyncio.gather(storm.clients(CALLS), storm.workers(60))
             await storm.drain()
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -171,7 +183,8 @@ def test_a_thousand_cancellations(server, eventually, kind, seed):
     gc.collect()
     assert storm.cancelled.total() >= 1000
     assert min(storm.cancelled.values()) >= 60, storm.cancelled
-    assert min(storm.cancelled[call] for call in ("enqueue", "wait")) >= 150
+    # Of two that are `CLIENTS` apart each client may cancel one more of the kind that is ahead.
+    assert abs(storm.cancelled["enqueue"] - storm.cancelled["wait"]) < 2 * CLIENTS
     assert storm.ran == storm.taken, "a cancelled enqueue was taken after all, or a taken task is lost"
     eventually(lambda: set(threading.enumerate()) <= threads)
     assert sockets() <= before
