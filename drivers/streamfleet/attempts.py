@@ -97,9 +97,12 @@ class Hanging:
         """All of them: was it left to itself?"""
 
     def leave(self, delivery: Delivery) -> bool:
-        """Its attempt was given up. True: another may have its place. False: too many hang, which is told."""
+        """Its attempt was given up. True: another may have its place. False: too many hang, which is told.
+
+        Once the machine stops nobody needs the place, and who keeps it must not hold up the end.
+        """
         left = self._left.get(delivery)
-        if left is not None:
+        if left is not None and (left or not self._machine.stopping):
             return left
         most = MAX_HANGING * self._machine.config.concurrency
         left = self._left[delivery] = self._machine.stopping or sum(self._left.values()) < most

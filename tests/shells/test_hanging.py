@@ -7,9 +7,9 @@ import threading
 import pytest
 import trio
 
-import streamfleet.asyncio
+import streamfleet.asyncio.run
 import streamfleet.sync
-import streamfleet.trio
+import streamfleet.trio.run
 from streamfleet import TaskFailed
 from streamfleet_core.events import EventKind
 
@@ -125,3 +125,35 @@ def test_a_handler_that_hangs_after_others_have_taken_its_task_over_gives_its_pl
         work(worker, scenario)
     finally:
         release.set()
+
+
+@WORLD
+def test_a_worker_that_has_lost_a_place_ends_all_the_same(
+    kind, work, in_threads, driver, told, eventually, monkeypatch
+):
+    """One shell asked again while it stopped, was told as before that too many hang, and waited for it."""
+    for shell in (streamfleet.asyncio.run, streamfleet.trio.run):
+        monkeypatch.setattr(shell, "HANDLER_GRACE", 0.05)
+    release, working = threading.Event(), threading.Event()
+    worker = kind(driver, name="w", concurrency=1, drain=0.0)
+
+    @worker.handler("q", timeout=0.02, **in_threads)
+    def handle(task):
+        assert release.wait(WAIT)
+
+    def scenario(worker):
+        with streamfleet.sync.Client(driver) as client:
+            for _ in range(3):
+                client.enqueue("q", "x", max_retries=0)
+            eventually(lambda: len(told) == 1)
+        working.set()
+
+    ended = threading.Thread(target=work, args=(worker, scenario), daemon=True)
+    try:
+        ended.start()
+        assert working.wait(WAIT)
+        ended.join(WAIT / 2)
+        assert not ended.is_alive(), "it waits for a handler that hangs"
+    finally:
+        release.set()
+        ended.join(WAIT)
