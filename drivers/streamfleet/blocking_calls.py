@@ -30,8 +30,21 @@ class BlockingCalls:
     def start(self, function: Callable[[], T]) -> Future[T]:
         """Call the function; the future tells what it returns or raises, and cannot be cancelled.
 
-        Raises NotSent when `AT_ONCE` calls are in progress.
+        Raises NotSent when `AT_ONCE` calls are in progress, or no thread can be had.
         """
+        return self._start(function, self._refuse)
+
+    def start_or_call(self, function: Callable[[], T]) -> Future[T]:
+        """As `start`, for who may block: when no thread can be had, the call is made in the caller's.
+
+        So it is while the interpreter exits, when what has not been sent is sent. Then the caller waits for it
+        beyond its deadline. Raises NotSent when `AT_ONCE` calls are in progress.
+        """
+        return self._start(function, self._run)
+
+    def _start(
+        self, function: Callable[[], T], without_thread: Callable[[Callable[[], T], Future[T]], None]
+    ) -> Future[T]:
         if not self._free.acquire(blocking=False):
             raise NotSent(f"{AT_ONCE} calls of {self._what} have not come back: no more are made until one does")
         future: Future[T] = Future()
@@ -39,10 +52,16 @@ class BlockingCalls:
         thread = threading.Thread(target=self._run, args=(function, future), name=self._what, daemon=True)
         try:
             thread.start()
+        except RuntimeError:  # the system refuses it, or the interpreter exits
+            without_thread(function, future)
         except BaseException:
             self._free.release()
             raise
         return future
+
+    def _refuse(self, _function: Callable[[], T], _future: Future[T]) -> None:
+        self._free.release()
+        raise NotSent(f"no thread can be had for {self._what}")
 
     def _run(self, function: Callable[[], T], future: Future[T]) -> None:
         try:

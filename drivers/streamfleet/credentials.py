@@ -48,7 +48,7 @@ class Credentials:
         """For threads. Raises NotSent also when the provider has not answered by the deadline."""
         if self._provider is None:
             return self._greeting
-        asked = self._calls.start(self._ask)
+        asked = self._calls.start_or_call(self._ask)
         wait([asked], deadline.left())
         if not asked.done():
             raise NotSent(f"{self._greeting.url}: the credential provider has not answered in time")

@@ -137,7 +137,7 @@ class LibraryDriver:
     def _open(self, deadline: Deadline) -> socket.socket:
         places = self._known_places()
         if not places:
-            lookup = self._lookups.start(self._look_up)
+            lookup = self._lookups.start_or_call(self._look_up)
             wait([lookup], deadline.left())
             places = lookup.result() if lookup.done() else []
         failures: list[Exception] = []

@@ -324,8 +324,10 @@ class TestCredentialProviders:
 
 
 class Unstartable(threading.Thread):
+    error: BaseException = RuntimeError("can't start new thread")
+
     def start(self):
-        raise RuntimeError("can't start new thread")
+        raise self.error
 
 
 class TestBlockingCalls:
@@ -340,11 +342,35 @@ class TestBlockingCalls:
         assert calls.start(bool).result(PATIENCE) is False
         assert calls.start(bool).result(PATIENCE) is False
 
-    def test_a_thread_that_does_not_start_gives_its_place_back(self, monkeypatch):
+    def test_without_a_thread_it_is_an_outage_for_event_loops_and_made_in_place_for_threads(self, monkeypatch):
+        """It was taken for a defect, and ended the worker; at the exit of CPython 3.12 nothing more was sent."""
         monkeypatch.setattr(streamfleet.blocking_calls, "AT_ONCE", 1)
         calls = BlockingCalls("the oracle")
         with monkeypatch.context() as patch:
             patch.setattr(streamfleet.blocking_calls.threading, "Thread", Unstartable)
-            with pytest.raises(RuntimeError):
+            for _ in range(2):  # each gives its place back
+                with pytest.raises(NotSent, match="no thread can be had for the oracle"):
+                    calls.start(bool)
+                assert calls.start_or_call(threading.get_ident).result(0) == threading.get_ident()
+        assert calls.start(bool).result(PATIENCE) is False
+
+    def test_an_interrupted_start_gives_its_place_back(self, monkeypatch):
+        monkeypatch.setattr(streamfleet.blocking_calls, "AT_ONCE", 1)
+        calls = BlockingCalls("the oracle")
+        with monkeypatch.context() as patch:
+            patch.setattr(Unstartable, "error", KeyboardInterrupt())
+            patch.setattr(streamfleet.blocking_calls.threading, "Thread", Unstartable)
+            with pytest.raises(KeyboardInterrupt):
                 calls.start(bool)
         assert calls.start(bool).result(PATIENCE) is False
+
+    def test_a_connect_by_name_without_a_thread(self, monkeypatch, server):
+        driver = RedisDriver(f"redis://localhost:{server.port}", credential_provider=Provider("x"))
+        none = RedisDriver(f"redis://localhost:{server.port}")
+        monkeypatch.setattr(streamfleet.blocking_calls.threading, "Thread", Unstartable)
+        none.connect(PATIENCE).close()
+        with pytest.raises(AuthenticationFailed):  # the server knows no password: the provider was asked
+            driver.connect(PATIENCE)
+        for each in (driver, none):
+            with pytest.raises(NotSent, match="no thread can be had for the"):
+                asyncio.run(each.connect_async(PATIENCE))
