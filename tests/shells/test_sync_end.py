@@ -369,6 +369,27 @@ def test_a_worker_whose_start_is_interrupted_leaves_no_threads(driver, monkeypat
         ours.enqueue_tracked("q", "x").wait(WAIT)
 
 
+def test_a_start_for_which_there_were_no_threads_can_be_repeated(driver, monkeypatch):
+    """It was told that the worker already runs."""
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name == "w-handler-2":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    worker = worker_of(driver, lambda task: None, concurrency=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            worker.start()
+    assert loop_threads("w") == []
+    worker.start()
+    with Client(driver) as ours:
+        ours.enqueue_tracked("q", "x").wait(WAIT)
+    worker.stop()
+
+
 # ---- defects ----------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from streamfleet.attempts import Hanging, OddResults
 from streamfleet.handlers import Handlers
 from streamfleet.identity import consumer_name, worker_name
-from streamfleet.sync.loops import Loops, check_driver
+from streamfleet.sync.loops import LINGER, Loops, check_driver
 from streamfleet.task import Task, result_bytes
 from streamfleet_core.config import WorkerConfig
 from streamfleet_core.connection import Driver
@@ -72,14 +72,22 @@ class Worker:
         return register
 
     def start(self) -> None:
-        """Begin to work, in threads of its own. Raises UsageError without handlers, or when it already runs."""
+        """Begin to work, in threads of its own.
+
+        Raises UsageError without handlers, or when it already runs; RuntimeError when the system gives no more
+        threads: then those that had begun are ended, and it may be tried again.
+        """
         if self._current() is not None:
             raise UsageError(f"worker {self.name!r} already runs")
         run = self._run = _Run(self._driver, self.name, self._config, self._handlers)
         if self._stop_early:
             self._stop_early = False
             run.stop(None)
-        run.begin()
+        try:
+            run.begin()
+        except Exception:
+            run.wait(LINGER)
+            raise
 
     def _current(self) -> _Run | None:
         """The start that lasts, if any: not one that has ended, nor one of the parent process."""
