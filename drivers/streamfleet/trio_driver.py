@@ -7,7 +7,10 @@ import os
 import socket
 import ssl
 from collections.abc import Sequence
+from functools import partial
 
+from streamfleet.addresses import addresses_of, is_address
+from streamfleet.blocking_calls import BlockingCalls, result_in_trio
 from streamfleet.credentials import CredentialProvider, Credentials
 from streamfleet.deadline import Deadline
 from streamfleet.extras import missing_extra
@@ -25,6 +28,9 @@ except ModuleNotFoundError as error:
     raise missing_extra("the trio driver", "trio") from error
 
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+NEXT_ADDRESS = 0.25
+"""Seconds that an address has for itself, before the next of the same name is tried beside it."""
 
 
 class TrioConnection:
@@ -146,6 +152,7 @@ class TrioDriver:
         self._server = settings.server
         self._credentials = Credentials(settings.greeting, credential_provider)
         self._tls = settings.tls
+        self._lookups = BlockingCalls(f"the resolver for {self.url}")
         self._codec = codec or installed_codec()
 
     async def connect_async(self, timeout: float) -> TrioConnection:
@@ -175,7 +182,7 @@ class TrioDriver:
         server = self._server
         if server.scheme == "unix":
             return await trio.open_unix_socket(server.path)
-        plain = await trio.open_tcp_stream(server.host, server.port)
+        plain = await self._open_tcp()
         # trio itself has set TCP_NODELAY.
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if self._tls is None:
@@ -188,7 +195,52 @@ class TrioDriver:
             raise
         return stream
 
+    async def _places(self) -> list[str]:
+        """The host's addresses. Look-ups that hang must not take trio's threads: the program's work needs them."""
+        host = self._server.host
+        if is_address(host):
+            return [host]
+        return await result_in_trio(self._lookups.start(partial(addresses_of, host)))
+
+    async def _open_tcp(self) -> trio.SocketStream:
+        """Connect to the first address that answers. Raises OSError, with a reason for each."""
+        opened: list[trio.SocketStream] = []
+        reasons: list[str] = []
+
+        async def attempt(place: str, failed: trio.Event) -> None:
+            try:
+                opened.append(await trio.open_tcp_stream(place, self._server.port))
+            except OSError as error:
+                reasons.append(f"{place}: {_reason(error)}")
+                failed.set()
+            else:
+                nursery.cancel_scope.cancel()
+
+        places = await self._places()
+        try:
+            async with trio.open_nursery() as nursery:
+                for place in places:
+                    failed = trio.Event()
+                    nursery.start_soon(attempt, place, failed)
+                    with trio.move_on_after(NEXT_ADDRESS):
+                        await failed.wait()
+        except BaseException:
+            _close(opened)
+            raise
+        if not opened:
+            raise OSError("; ".join(reasons))
+        _close(opened[1:])
+        return opened[0]
+
+
+def _close(streams: Sequence[trio.SocketStream]) -> None:
+    for stream in streams:
+        stream.socket.close()
+
 
 def _reason(error: BaseException) -> str:
-    """What happened; trio's own errors hold the text in their cause."""
-    return str(error.__cause__ or error) or type(error).__name__
+    """What happened; trio's own errors hold the text in their cause, or in that one's parts."""
+    cause = error.__cause__
+    if isinstance(cause, BaseExceptionGroup):
+        return "; ".join(map(_reason, cause.exceptions))
+    return str(cause or error) or type(error).__name__
