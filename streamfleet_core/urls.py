@@ -36,6 +36,8 @@ _LATER = ("sentinel", "cluster")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 # Letters of any script, for names that the resolver encodes; the underscore is not one of DNS, but of containers.
 _LABEL = re.compile(r"\w(?:[\w-]{0,61}\w)?")
+# What an interface may be called; a URL takes these characters as they are.
+_ZONE = re.compile(r"[\w.~-]{1,64}")
 _PORT = re.compile(r"[0-9]{1,5}")
 _DB = re.compile(r"[0-9]{1,10}")
 _BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
@@ -172,9 +174,11 @@ def _host_and_port(place: str) -> tuple[str, int]:
     if place.startswith("["):
         inside, bracket, after = place[1:].partition("]")
         host, zone_sign, zone = inside.partition("%25")
+        if bracket and not zone_sign and "%" in host and _is_ipv6(host.partition("%")[0]):
+            raise InvalidURL(f"bad IPv6 address {place!r:.80}; write the '%' before its zone as %25")
         if not bracket or not _is_ipv6(host) or (after and after[0] != ":"):
             raise InvalidURL(f"bad IPv6 address {place!r:.80}; write it as [::1]:6379")
-        if zone_sign and not _LABEL.fullmatch(zone):
+        if zone_sign and not _ZONE.fullmatch(zone):
             raise InvalidURL(f"bad zone {zone!r:.40} of an IPv6 address; write it as [fe80::1%25eth0]")
         host, colon, port = host + zone_sign[:1] + zone, after[:1], after[1:]
     else:
@@ -184,7 +188,7 @@ def _host_and_port(place: str) -> tuple[str, int]:
         _check_host(host)
     if not colon:
         return host, DEFAULT_PORT
-    if not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
+    if not _is_port(port):
         raise InvalidURL(
             f"bad port {port!r:.40}; a number from 1 to 65535 is needed, or no ':' for port {DEFAULT_PORT}"
         )
@@ -197,12 +201,16 @@ def _check_host(host: str) -> None:
     bad = f"bad host {host!r:.80}"
     labels = host.removesuffix(".").split(".")
     if labels[-1].isdecimal():
-        if len(labels) == 1 and _PORT.fullmatch(host):
+        if _is_port(host):
             raise InvalidURL(f"{bad}: it is a number; did you mean localhost:{host}?")
         if not _is_ipv4(host):
             raise InvalidURL(f"{bad}; an IPv4 address has four numbers up to 255, as 127.0.0.1")
     elif len(host) > _LONGEST_HOST or not all(map(_LABEL.fullmatch, labels)) or not _is_encodable(host):
         raise InvalidURL(f"{bad}; write a name such as redis.example.com, or an address: 127.0.0.1, [::1]")
+
+
+def _is_port(text: str) -> bool:
+    return _PORT.fullmatch(text) is not None and 0 < int(text) < 65536
 
 
 def _is_encodable(host: str) -> bool:
