@@ -63,7 +63,7 @@ class LibraryDriver:
         db: int | None = None,
         ssl_context: ssl.SSLContext | None = None,
         client_name: str | None = None,
-        connect_timeout: float = 5.0,
+        connect_timeout: float | None = None,
         codec: Codec | None = None,
     ) -> None:
         require(self.library.module, f"the {self.name} driver", self.name)

@@ -15,11 +15,13 @@ class RedisDriver(LibraryDriver):
 
     ``url``: ``redis://``, ``rediss://`` (TLS), ``unix://``, and ``valkey(s)://``. Arguments take precedence
     over the URL. ``credential_provider``: one of redis-py's, asked at each connection, in a thread
-    unless it has a coroutine of its own for asyncio. ``ssl_context``: asks
-    for TLS, and stands instead of the URL's ``ssl_`` options. ``connect_timeout``: the most seconds that a
-    connect may take, whatever its caller allows. ``codec``: a parser other than the fastest installed.
+    unless it has a coroutine of its own for asyncio. ``ssl_context``: asks for TLS, and stands instead of the
+    URL's ``ssl_`` options; not for ``unix://``. ``connect_timeout``: the most seconds that a connect may take,
+    whatever its caller allows, above 0 and up to a day; 5 unless told, here or as the URL's ``timeout``.
+    ``codec``: a parser other than the fastest installed.
 
-    Raises MissingExtra without redis-py, InvalidURL, and UsageError for arguments that exclude each other.
+    Raises MissingExtra without redis-py, InvalidURL, and UsageError for arguments that are impossible or
+    exclude each other.
     """
 
     name = "redis"
@@ -35,7 +37,7 @@ class RedisDriver(LibraryDriver):
         db: int | None = None,
         ssl_context: ssl.SSLContext | None = None,
         client_name: str | None = None,
-        connect_timeout: float = 5.0,
+        connect_timeout: float | None = None,
         codec: Codec | None = None,
     ) -> None:
         super().__init__(

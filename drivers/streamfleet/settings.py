@@ -10,6 +10,8 @@ from streamfleet.tls import client_context
 from streamfleet_core.errors import InvalidURL, UsageError
 from streamfleet_core.urls import ServerURL, parse_url
 
+CONNECT_TIMEOUT = 5.0
+"""Seconds, unless told."""
 MAX_CONNECT_TIMEOUT = 86400
 SCHEMES = ("redis", "rediss", "valkey", "valkeys", "unix")
 
@@ -35,7 +37,7 @@ def settings_for(
     db: int | None,
     ssl_context: ssl.SSLContext | None,
     client_name: str | None,
-    connect_timeout: float,
+    connect_timeout: float | None,
 ) -> Settings:
     """Settings of a driver class; arguments take precedence over the URL. Raises InvalidURL, UsageError."""
     server = parse_url(url) if isinstance(url, str) else url
@@ -45,7 +47,9 @@ def settings_for(
     name = client_name or server.options.get("client_name", "")
     if not all("!" <= character <= "~" for character in name):
         raise UsageError(f"client_name {name!r}: only printable ASCII without spaces is possible")
-    if not isinstance(connect_timeout, int | float) or not 0 < connect_timeout <= MAX_CONNECT_TIMEOUT:
+    if connect_timeout is None:
+        connect_timeout = float(server.options.get("timeout", CONNECT_TIMEOUT))
+    elif not isinstance(connect_timeout, int | float) or not 0 < connect_timeout <= MAX_CONNECT_TIMEOUT:
         raise UsageError(f"connect_timeout is in seconds, above 0 and up to a day; got {connect_timeout!r:.40}")
     greeting = Greeting(
         server.safe(),
@@ -57,7 +61,7 @@ def settings_for(
         name,
     )
     tls = client_context(server.options) if ssl_context is None and server.tls else ssl_context
-    return Settings(server, greeting, tls, float(server.options.get("timeout", connect_timeout)))
+    return Settings(server, greeting, tls, float(connect_timeout))
 
 
 def _credentials(username: str | None, password: str | None) -> tuple[str, ...]:

@@ -115,8 +115,9 @@ class TrioDriver:
     ``url``: ``redis://``, ``rediss://`` (TLS), ``valkey(s)://`` and ``unix://``. Arguments take precedence
     over the URL. ``credential_provider``: one of redis-py's or valkey-py's, asked at each connection, in a
     thread; its ``get_credentials_async`` is for asyncio, and not used. ``ssl_context``: asks for TLS, and
-    stands instead of the URL's ``ssl_`` options. ``connect_timeout``: the most seconds that a connect may
-    take, whatever its caller allows. ``codec``: a parser other than the fastest installed.
+    stands instead of the URL's ``ssl_`` options; not for ``unix://``. ``connect_timeout``: the most seconds
+    that a connect may take, whatever its caller allows, above 0 and up to a day; 5 unless told, here or as the
+    URL's ``timeout``. ``codec``: a parser other than the fastest installed.
 
     Raises InvalidURL, and UsageError for arguments that are impossible or exclude each other.
     """
@@ -134,7 +135,7 @@ class TrioDriver:
         db: int | None = None,
         ssl_context: ssl.SSLContext | None = None,
         client_name: str | None = None,
-        connect_timeout: float = 5.0,
+        connect_timeout: float | None = None,
         codec: Codec | None = None,
     ) -> None:
         settings = settings_for(

@@ -18,6 +18,7 @@ from streamfleet.blocking_calls import BlockingCalls
 from streamfleet.deadline import Deadline
 from streamfleet.redis import RedisDriver
 from streamfleet.trio_driver import TrioDriver
+from streamfleet.valkey import ValkeyDriver
 from streamfleet_core.errors import AuthenticationFailed, NotSent, UsageError
 
 PATIENCE = 20.0
@@ -212,11 +213,21 @@ def test_addresses(monkeypatch):
     assert addresses_of("some.test") == ["fe80::1%7", "10.0.0.1"]
 
 
-@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "5", None])
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "5"])
 @pytest.mark.parametrize("driver_class", [RedisDriver, TrioDriver])
 def test_a_limit_that_is_none(driver_class, seconds):
     with pytest.raises(UsageError, match="connect_timeout is in seconds, above 0 and up to a day; got"):
         driver_class("redis://h", connect_timeout=seconds)
+
+
+@pytest.mark.parametrize(
+    ("url", "given", "used"),
+    [("redis://h", None, 5), ("redis://h?timeout=2.5", None, 2.5), ("redis://h?timeout=2.5", 5, 5)],
+)
+@pytest.mark.parametrize("driver_class", [RedisDriver, ValkeyDriver, TrioDriver])
+def test_the_argument_takes_precedence_over_the_url(driver_class, url, given, used):
+    """The URL's had won."""
+    assert driver_class(url, connect_timeout=given).connect_timeout == used
 
 
 class Provider:
