@@ -86,9 +86,11 @@ class Credentials:
 
     def _filled(self, answer: Any) -> Greeting:
         # Only kinds are told: there may be a password in it.
-        kinds = [type(part).__name__ for part in answer] if isinstance(answer, tuple | list) else []
-        if kinds in (["str"], ["str", "str"]):
-            return replace(self._greeting, credentials=tuple(answer))
+        parts = list(answer) if isinstance(answer, tuple | list) else []
+        if len(parts) in (1, 2) and all(isinstance(part, str) for part in parts):
+            # Without what a class of the provider's own adds: one that masks itself would log in with the mask.
+            return replace(self._greeting, credentials=tuple(map(str.__str__, parts)))
+        kinds = [type(part).__name__ for part in parts]
         gave = type(answer).__name__ + (f" ({', '.join(kinds)})" if kinds else "")
         raise AuthenticationFailed(
             f"{self._greeting.url}: the credential provider gave {gave}; "

@@ -273,6 +273,19 @@ class TestCredentialProviders:
             connection.close()
         assert provider.asked == 2
 
+    @pytest.mark.usefixtures("users")
+    def test_its_texts_may_be_of_a_class_of_its_own(self, pair, server):
+        class Masked(str):
+            __slots__ = ()
+
+            def __str__(self):
+                return "***"
+
+            __repr__ = encode = __str__
+
+        provider = Provider(Masked("ann"), Masked("secret"))
+        assert pair.connect(server.url, credential_provider=provider).identity.user == "ann"
+
     def test_a_coroutine_of_its_own_is_awaited_on_the_loop(self, server, users):
         class Own(RedisProvider):
             async def get_credentials_async(self):
