@@ -83,6 +83,7 @@ class LibraryDriver:
         self.connect_timeout = settings.connect_timeout
         self._server = settings.server
         self._tls = settings.tls
+        self._tls_name = settings.tls_name
         self._credentials = Credentials(settings.greeting, credential_provider)
         self._lookups = BlockingCalls(f"the resolver for {self.url}")
         self._codec = codec or installed_codec(self.library.codec)
@@ -174,7 +175,7 @@ class LibraryDriver:
         connection = self._connection(".asyncio", place, seconds)
         if self._tls is not None:
             # The certificate is for the name, not for the address.
-            arguments = {"ssl": self._tls, "server_hostname": self._server.host}
+            arguments = {"ssl": self._tls, "server_hostname": self._tls_name}
             arguments |= connection._connection_arguments()
             connection._connection_arguments = lambda: arguments
         try:
@@ -219,7 +220,7 @@ class LibraryDriver:
     def _wrap(self, sock: socket.socket, deadline: Deadline) -> ssl.SSLSocket:
         assert self._tls is not None
         sock.settimeout(max(deadline.left(), 1e-6))  # bounds the handshake as a whole
-        return self._tls.wrap_socket(sock, server_hostname=self._server.host)
+        return self._tls.wrap_socket(sock, server_hostname=self._tls_name)
 
     def _base_error(self) -> type[Exception]:
         error: type[Exception] = getattr(

@@ -27,6 +27,11 @@ class Settings:
     connect_timeout: float
     """Seconds."""
 
+    @property
+    def tls_name(self) -> str:
+        """What a certificate is issued for: the host without an address's zone, or the dot that ends a name."""
+        return self.server.host.partition("%")[0].removesuffix(".")
+
 
 def settings_for(
     url: str | ServerURL,

@@ -153,6 +153,7 @@ class TrioDriver:
         self._server = settings.server
         self._credentials = Credentials(settings.greeting, credential_provider)
         self._tls = settings.tls
+        self._tls_name = settings.tls_name
         self._lookups = BlockingCalls(f"the resolver for {self.url}")
         self._codec = codec or installed_codec()
 
@@ -188,7 +189,7 @@ class TrioDriver:
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if self._tls is None:
             return plain
-        stream = trio.SSLStream(plain, self._tls, server_hostname=server.host, https_compatible=True)
+        stream = trio.SSLStream(plain, self._tls, server_hostname=self._tls_name, https_compatible=True)
         try:
             await stream.do_handshake()
         except BaseException:

@@ -6,8 +6,11 @@ import threading
 
 import pytest
 
+import streamfleet.library
+import streamfleet.trio_driver
 from streamfleet.embedded import EmbeddedServer
 from streamfleet.redis import RedisDriver
+from streamfleet.settings import settings_for
 from streamfleet_core.connection import Capability, ServerError
 from streamfleet_core.errors import (
     AuthenticationFailed,
@@ -440,6 +443,23 @@ class TestTLS:
         authority.configure_trust(context)
         connection = pair.connect(f"redis://localhost:{tls_front.port}", ssl_context=context)
         assert connection.exchange([("PING",)], 5) == [b"PONG"]
+
+    def test_the_certificate_of_a_name_that_ends_with_a_dot(self, pair, tls_front, url, monkeypatch):
+        """Certificates name no host so: none could be verified."""
+        for module in (streamfleet.library, streamfleet.trio_driver):
+            monkeypatch.setattr(module, "addresses_of", lambda host: ["127.0.0.1"])
+        connection = pair.connect(url.replace("127.0.0.1", "localhost."))
+        assert connection.exchange([("PING",)], 5) == [b"PONG"]
+
+    @pytest.mark.parametrize(
+        ("host", "name"),
+        [("h.example.", "h.example"), ("[fe80::1%25eth0]", "fe80::1"), ("[fe80::1%25e.]", "fe80::1"), ("h", "h")],
+    )
+    def test_what_a_certificate_is_issued_for(self, host, name):
+        nothing = dict.fromkeys(
+            ("username", "password", "db", "ssl_context", "client_name", "connect_timeout"), None
+        )
+        assert settings_for(f"rediss://{host}", "a driver", **nothing).tls_name == name
 
     def test_unknown_authority(self, pair, tls_front):
         with pytest.raises(NotSent, match="certificate"):
