@@ -49,6 +49,8 @@ def settings_for(
     if server.scheme not in SCHEMES:
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise InvalidURL(f"{driver} takes {known}; for {server.scheme}:// use driver_from_url")
+    if ssl_context is not None and server.scheme == "unix":
+        raise UsageError("ssl_context is for TCP: a Unix socket has no TLS")
     name = client_name or server.options.get("client_name", "")
     if not all("!" <= character <= "~" for character in name):
         raise UsageError(f"client_name {name!r}: only printable ASCII without spaces is possible")

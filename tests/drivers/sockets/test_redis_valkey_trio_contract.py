@@ -11,6 +11,8 @@ import streamfleet.trio_driver
 from streamfleet.embedded import EmbeddedServer
 from streamfleet.redis import RedisDriver
 from streamfleet.settings import settings_for
+from streamfleet.trio_driver import TrioDriver
+from streamfleet.valkey import ValkeyDriver
 from streamfleet_core.connection import Capability, ServerError
 from streamfleet_core.errors import (
     AuthenticationFailed,
@@ -18,6 +20,7 @@ from streamfleet_core.errors import (
     OutcomeUnknown,
     PermissionMissing,
     ServerRefused,
+    UsageError,
 )
 
 SECRET = "pa:ss@w/ord"
@@ -460,6 +463,12 @@ class TestTLS:
             ("username", "password", "db", "ssl_context", "client_name", "connect_timeout"), None
         )
         assert settings_for(f"rediss://{host}", "a driver", **nothing).tls_name == name
+
+    @pytest.mark.parametrize("driver_class", [RedisDriver, ValkeyDriver, TrioDriver])
+    def test_a_unix_socket_has_none(self, driver_class):
+        """Threads went without it, and asyncio raised an AttributeError."""
+        with pytest.raises(UsageError, match="ssl_context is for TCP: a Unix socket has no TLS"):
+            driver_class("unix:///run/redis.sock", ssl_context=ssl.create_default_context())
 
     def test_unknown_authority(self, pair, tls_front):
         with pytest.raises(NotSent, match="certificate"):
