@@ -438,7 +438,7 @@ def test_between_the_look_at_a_task_and_its_cancellation_no_batch_is_sent(world)
 
 
 def test_nothing_tracked_is_sent_between_the_news_that_the_receiver_is_gone_and_its_return(world):
-    """The receive link made it anew in its own time; its request was late, and its next look older than a new task."""
+    """The receive link made it anew in its own time; its request was late, its next look older than a task."""
     client = world.client()
     client.enqueue(tracked=True)
     world.pump()
