@@ -1,5 +1,6 @@
 """Servers and drivers for the shells' own tests."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -18,6 +19,24 @@ def server() -> Iterator[EmbeddedServer]:
     """A real server for the whole run; tests use queues of their own."""
     with EmbeddedServer(appendonly=False) as running:
         yield running
+
+
+@pytest.fixture(name="sockets")
+def looks_at_sockets() -> Callable[[], set[str]]:
+    """Tells which sockets this process holds open."""
+
+    def look() -> set[str]:
+        found = set()
+        for number in os.listdir("/proc/self/fd"):
+            try:
+                target = os.readlink(f"/proc/self/fd/{number}")
+            except FileNotFoundError:
+                continue  # the directory's own descriptor
+            if target.startswith("socket:"):
+                found.add(target)
+        return found
+
+    return look
 
 
 @pytest.fixture

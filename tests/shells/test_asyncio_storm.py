@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import os
 import random
 import threading
 from collections import Counter
@@ -16,19 +15,6 @@ from streamfleet.valkey import ValkeyDriver
 from streamfleet_core.keys import GROUP, queue_keys
 
 PATIENCE = 60.0
-
-
-def sockets():
-    """The sockets that this process holds open."""
-    found = set()
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{number}")
-        except FileNotFoundError:
-            continue  # the directory's own descriptor
-        if target.startswith("socket:"):
-            found.add(target)
-    return found
 
 
 def ask(driver, *command):
@@ -168,7 +154,7 @@ class Storm:
 
 
 @pytest.mark.parametrize(("kind", "seed"), [(RedisDriver, 1), (ValkeyDriver, 2)])
-def test_a_thousand_cancellations(server, eventually, kind, seed):
+def test_a_thousand_cancellations(server, eventually, sockets, kind, seed):
     driver = kind(server.url)
     storm = Storm(driver, f"storm-{kind.name}", seed)
 
@@ -194,7 +180,7 @@ def test_a_thousand_cancellations(server, eventually, kind, seed):
         assert ask(driver, "XPENDING", keys.stream, GROUP)[0] == 0
 
 
-def test_a_cancelled_block_of_everything_leaves_nothing_behind(server, eventually):
+def test_a_cancelled_block_of_everything_leaves_nothing_behind(server, eventually, sockets):
     """The whole program is cancelled at random moments, clients and workers together."""
     driver = RedisDriver(server.url)
     storm = Storm(driver, "storm-blocks", 3)

@@ -5,7 +5,6 @@ worker that is stopped (twice, before its start, while it drains), and Ctrl-C in
 """
 
 import gc
-import os
 import random
 import signal
 import sys
@@ -28,19 +27,6 @@ WAIT = 20.0
 SHARES = {"full": 0.1, "timeout": 0.2, "closed": 0.05, "close": 0.05, "stop": 0.15, "ctrl-c": 0.1}
 """Of each kind of interruption, the part that there is at the least."""
 REFUSED, UNKNOWN = "refused", "unknown"
-
-
-def sockets():
-    """The sockets that this process holds open."""
-    found = set()
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{number}")
-        except FileNotFoundError:
-            continue  # the directory's own descriptor
-        if target.startswith("socket:"):
-            found.add(target)
-    return found
 
 
 def ask(driver, *command):
@@ -320,7 +306,7 @@ def make(kind, server, memory):
 
 
 @pytest.mark.parametrize(("kind", "number", "seed"), [("memory", 1000, 1), ("redis", 200, 2), ("valkey", 200, 3)])
-def test_a_thousand_interruptions(server, driver, eventually, kind, number, seed):
+def test_a_thousand_interruptions(server, driver, eventually, sockets, kind, number, seed):
     """On real servers there are fewer, for the sockets' sake. A seed settles who does what, not when."""
     threads, before = set(threading.enumerate()), sockets()
     storm = Storm(make(kind, server, driver), f"storm-sync-{kind}-{seed}", number, seed)

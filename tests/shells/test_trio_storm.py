@@ -1,7 +1,6 @@
 """A thousand cancellations at random moments, on a real server: nothing hangs, leaks or stays unknown."""
 
 import gc
-import os
 import random
 import threading
 from collections import Counter
@@ -16,19 +15,6 @@ from streamfleet.trio_driver import TrioDriver
 from streamfleet_core.keys import GROUP, queue_keys
 
 PATIENCE = 60.0
-
-
-def sockets():
-    """The sockets that this process holds open."""
-    found = set()
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{number}")
-        except FileNotFoundError:
-            continue  # the directory's own descriptor
-        if target.startswith("socket:"):
-            found.add(target)
-    return found
 
 
 def threads_of_ours():
@@ -179,7 +165,7 @@ class Storm:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_thousand_cancellations(server, eventually, seed):
+def test_a_thousand_cancellations(server, eventually, sockets, seed):
     driver = TrioDriver(server.url)
     storm = Storm(driver, f"storm-trio-{seed}", seed)
 
@@ -207,7 +193,7 @@ def test_a_thousand_cancellations(server, eventually, seed):
         assert ask(driver, "XPENDING", keys.stream, GROUP)[0] == 0
 
 
-def test_a_cancelled_block_of_everything_leaves_nothing_behind(server, eventually):
+def test_a_cancelled_block_of_everything_leaves_nothing_behind(server, eventually, sockets):
     """The whole program is cancelled at random moments, clients and workers together."""
     driver = TrioDriver(server.url)
     storm = Storm(driver, "storm-trio-blocks", 3)
