@@ -429,3 +429,13 @@ def test_a_good_answer_in_the_midst_of_trouble_does_not_end_the_growth(bench):
         pauses.append(until - now)
         now = until
     assert pauses == [pytest.approx(FIRST_BACKOFF * 2**n) for n in range(5)]
+
+
+def test_trouble_without_a_good_answer_grows_however_rare_it_is(bench):
+    """An attempt to connect may itself take longer than the pause before it."""
+    pauses = []
+    for now in (0.0, 60.0, 120.0):
+        bench.link.step(now)
+        bench.link.connect_failed(NotSent("timed out"), now)
+        pauses.append(bench.link.step(now).until - now)
+    assert pauses == [pytest.approx(FIRST_BACKOFF * 2**n) for n in range(3)]
