@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from streamfleet.attempts import Hanging, OddResults
 from streamfleet.handlers import Handlers
 from streamfleet.identity import consumer_name, worker_name
+from streamfleet.stop_requests import StopRequests
 from streamfleet.sync.loops import LINGER, Loops, check_driver
 from streamfleet.task import Task, result_bytes
 from streamfleet_core.config import WorkerConfig
@@ -49,8 +50,7 @@ class Worker:
         self._config = WorkerConfig(concurrency=concurrency, **config)
         self._handlers: Handlers[Callable[[Task], object]] = Handlers()
         self._run: _Run | None = None
-        self._stop_early = False
-        """Was a stop requested while it does not run?"""
+        self._stops = StopRequests(self._current)
 
     def handler(self, queue: str, *, timeout: float | None = None) -> Callable[[F], F]:
         """Register the decorated function as the handler of ``queue``.
@@ -80,8 +80,7 @@ class Worker:
         if self._current() is not None:
             raise UsageError(f"worker {self.name!r} already runs")
         run = self._run = _Run(self._driver, self.name, self._config, self._handlers)
-        if self._stop_early:
-            self._stop_early = False
+        if self._stops.take_early():
             run.stop(None)
         try:
             run.begin()
@@ -150,13 +149,7 @@ class Worker:
 
         Of a worker that does not run, it ends the next start at once: that takes no tasks.
         """
-        run = self._current()
-        if run is None:
-            self._stop_early = True
-            run = self._current()  # started meanwhile by another thread, which may not have seen this
-        if run is not None:
-            self._stop_early = False
-            threading.Thread(target=run.stop, args=(drain,), daemon=True).start()
+        self._stops.request(lambda run: threading.Thread(target=run.stop, args=(drain,), daemon=True).start())
 
     @property
     def consumer(self) -> str:

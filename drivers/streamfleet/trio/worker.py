@@ -11,6 +11,7 @@ import trio
 from streamfleet.async_contract import check_async_driver, check_async_handler
 from streamfleet.handlers import Handlers
 from streamfleet.identity import worker_name
+from streamfleet.stop_requests import StopRequests
 from streamfleet.task import Task
 from streamfleet.trio.run import Run
 from streamfleet_core.config import WorkerConfig
@@ -42,8 +43,7 @@ class Worker:
         self._config = WorkerConfig(concurrency=concurrency, **config)
         self._handlers: Handlers[Callable[[Task], Any]] = Handlers()
         self._run: Run | None = None
-        self._stop_early = False
-        """Was a stop requested while it does not run?"""
+        self._stops = StopRequests(self._current)
 
     def handler(self, queue: str, *, timeout: float | None = None, threads: bool = False) -> Callable[[F], F]:
         """Register the decorated function as the handler of ``queue``.
@@ -79,8 +79,7 @@ class Worker:
         if self._current() is not None:
             raise UsageError(f"worker {self.name!r} already runs")
         run = self._run = Run(self._driver, self.name, self._config, self._handlers)
-        if self._stop_early:
-            self._stop_early = False
+        if self._stops.take_early():
             run.begin_stop(None)
         async with run.block():
             yield self
@@ -130,13 +129,7 @@ class Worker:
 
         Of a worker that does not run, it ends the next start at once: that takes no tasks.
         """
-        run = self._current()
-        if run is None:
-            self._stop_early = True
-            run = self._current()  # started meanwhile by another thread, which may not have seen this
-        if run is not None:
-            self._stop_early = False
-            run.token.run_sync_soon(run.begin_stop, drain)
+        self._stops.request(lambda run: run.token.run_sync_soon(run.begin_stop, drain))
 
     @property
     def consumer(self) -> str:
