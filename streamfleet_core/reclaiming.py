@@ -13,7 +13,7 @@ from streamfleet_core import safeguards
 from streamfleet_core.connection import Command, Reply, ServerError
 from streamfleet_core.events import EventKind
 from streamfleet_core.keys import GROUP
-from streamfleet_core.procedure import Answer, Steps, committed, transaction, trouble
+from streamfleet_core.procedure import Answer, Steps, committed, first_error, transaction, trouble
 from streamfleet_core.replies import PendingEntry, parse_entries, parse_flat, parse_pending
 from streamfleet_core.safeguards import UNKNOWN
 from streamfleet_core.state import RELEASED_IDLE_MS, QueueState
@@ -129,15 +129,16 @@ class Reclaimer:
             answer = yield commands
         finally:
             queue.claiming.difference_update(ids)
-        results = committed(answer, commands, self._control.link) or []
-        refusals = [(e, c) for e, c in zip(results, commands[1:], strict=False) if isinstance(e, ServerError)]
-        if refusals:
-            trouble(self._control.link, *refusals[0], answer.now)
+        results = committed(answer, commands, self._control.link)
         entries: list[tuple[bytes, list[bytes] | None]] = []
-        if results and not refusals:
-            entries = parse_entries(results[0])
-            if more:
-                self.next_at = answer.now
+        if results is not None:
+            failed = first_error(Answer(results, answer.sent, answer.now), commands[1:-1])
+            if failed:
+                trouble(self._control.link, *failed, answer.now)
+            else:
+                entries = parse_entries(results[0])
+                if more:
+                    self.next_at = answer.now
         if len(entries) < len(ids):
             # Deleted meanwhile, (Redis 6.2) deleted and yet claimed, or refused while our reader, which leaves
             # alone what is being claimed, met one of them in our history: there we find them.
